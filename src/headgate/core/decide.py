@@ -1,0 +1,329 @@
+"""One decision for all limits of a call: grant and charge all of them, or none.
+
+``(plan, asks, state, now) → answers``; the state changes in place, and is plain integers in lists. A store
+runs these two functions inside its lock or transaction.
+
+A limit that the server enforced against us (a 429) is *shut*: nothing passes it until the server's
+retry-after is over; then one call goes as a probe, and only when the server has answered it otherwise
+do the others follow, from an empty bucket or through a paced window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from headgate.core.clock import (
+    Alive,
+    Steady,
+    alive_time,
+    fresh_alive,
+    fresh_steady,
+    record_answer,
+    record_departure,
+    record_end,
+    steady_time,
+)
+from headgate.core.limits.base import Rule, Settled
+from headgate.core.limits.base import State as RuleState
+from headgate.core.model import (
+    MINUTE,
+    NEVER,
+    SECOND,
+    Costs,
+    Decision,
+    Granted,
+    Now,
+    Refused,
+    Report,
+    Signal,
+    Throttle,
+    Wait,
+)
+from headgate.core.plan import Plan
+
+Gate = list[int]
+"""[shut until (steady), instant of the probe's grant or -1, refusals in a row]; empty while open."""
+
+UNTIL, PROBED, STRIKES = range(3)
+
+FIRST_PAUSE_US = SECOND // 4
+LONGEST_PAUSE_US = MINUTE
+PROBE_LEASE_US = MINUTE
+"""A probe that nobody settles is forgotten after a minute; then another one goes."""
+
+
+class State:
+    """All that a store keeps for one key. ``dump`` and ``load`` turn it into plain JSON and back."""
+
+    __slots__ = ("alive", "gates", "parts", "shut", "steady")
+
+    def __init__(
+        self, steady: Steady, alive: Alive, parts: list[RuleState], gates: list[Gate], shut: int = 0
+    ) -> None:
+        self.steady = steady
+        self.alive = alive
+        self.parts = parts
+        self.gates = gates
+        self.shut = shut  # how many gates are not open
+
+    def dump(self) -> list[object]:
+        return [self.steady, self.alive, self.parts, self.gates]
+
+    @classmethod
+    def load(cls, data: list[list[int]] | list[list[list[int]]]) -> State:
+        steady, alive, parts, gates = data
+        return cls(steady, alive, parts, gates, sum(map(bool, gates)))  # type: ignore[arg-type]  # JSON
+
+
+def fresh(plan: Plan, now: Now) -> State:
+    """The state of a key at its first use."""
+    steady = fresh_steady(now)
+    at = steady_time(steady, now)
+    longest = max((rule.transit_us for rule in plan.rules), default=0)
+    return State(
+        steady,
+        fresh_alive(at, longest),
+        [rule.fresh(now, at) for rule in plan.rules],
+        [[] for _ in plan.rules],
+    )
+
+
+def acquire(plan: Plan, asks: Sequence[Costs], state: State, now: Now) -> list[Decision]:
+    """Answer asks in their order, which is their place in line.
+
+    Whoever is granted is charged on every limit at once. The first that has to wait holds up all behind
+    it, so that nobody is overtaken; they are told the same instant. A refusal holds up nobody.
+    """
+    at = steady_time(state.steady, now)
+    alive_at = alive_time(state.alive, at)
+    rules, parts = plan.rules, state.parts
+    for rule, part in zip(rules, parts, strict=True):
+        rule.advance(part, at, alive_at)
+    answers: list[Decision] = []
+    for costs in asks:
+        answer = _decide(plan, costs, state, now, at, alive_at)
+        answers.append(answer)
+        if type(answer) is Wait:
+            break
+    if len(answers) < len(asks):
+        last = answers[-1]
+        for costs in asks[len(answers) :]:
+            answers.append(_too_large(rules, costs) or last)
+    return answers
+
+
+def _decide(plan: Plan, costs: Costs, state: State, now: Now, at: int, alive_at: int) -> Decision:
+    rules, parts = plan.rules, state.parts
+    blocked = state.shut > 0
+    for rule, part, cost in zip(rules, parts, costs, strict=True):
+        if cost and not rule.admits(part, cost):
+            blocked = True
+            break
+    if blocked:
+        refused = _too_large(rules, costs)
+        if refused is not None:
+            return refused
+        wait = _wait(plan, costs, state, at)
+        if wait is not None:
+            return Wait(_elapsed(wait.until_us, state), wait.rule)
+    if state.shut:
+        _send_probes(state, costs, at)
+    record_departure(state.alive, at)
+    elapsed = now.elapsed_us
+    return Granted(
+        costs,
+        elapsed,
+        elapsed + plan.use_before_us if plan.use_before_us < NEVER else NEVER,
+        tuple(
+            rule.take(part, cost, at, alive_at) if cost else ()
+            for rule, part, cost in zip(rules, parts, costs, strict=True)
+        ),
+    )
+
+
+def _elapsed(steady: int, state: State) -> int:
+    return NEVER if steady >= NEVER else steady - state.steady[0]
+
+
+def _too_large(rules: Sequence[Rule], costs: Costs) -> Refused | None:
+    for index, (rule, cost) in enumerate(zip(rules, costs, strict=True)):
+        if cost > rule.largest:
+            return Refused(index, rule.largest)
+    return None
+
+
+def _wait(plan: Plan, costs: Costs, state: State, at: int) -> Wait | None:
+    """The first instant at which every limit admits it, and the limit that is last to; None if that is now."""
+    instant, blocking = at, -1
+    moved = True
+    while moved and instant < NEVER:
+        moved = False
+        for index, (rule, part, cost) in enumerate(zip(plan.rules, state.parts, costs, strict=True)):
+            if not cost:
+                continue
+            opens = rule.opens_at(part, cost, instant, state.alive)
+            gate = state.gates[index]
+            if gate:
+                opens = max(opens, _gate_opens(gate, at))
+            if opens > instant:
+                instant, blocking, moved = opens, index, True
+                if instant >= NEVER:
+                    break
+    return Wait(instant, blocking) if blocking >= 0 else None
+
+
+def _gate_opens(gate: Gate, at: int) -> int:
+    if gate[PROBED] >= 0 and at < gate[PROBED] + PROBE_LEASE_US:
+        return gate[PROBED] + PROBE_LEASE_US
+    return gate[UNTIL]
+
+
+def _send_probes(state: State, costs: Costs, at: int) -> None:
+    for gate, cost in zip(state.gates, costs, strict=True):
+        if gate and cost:
+            gate[PROBED] = at
+
+
+def settle(plan: Plan, reports: Sequence[Report], state: State, now: Now) -> None:
+    """Book what became of calls: charge, give back, correct, shut and open."""
+    at = steady_time(state.steady, now)
+    for report in reports:
+        alive_at = alive_time(state.alive, at)
+        for rule, part in zip(plan.rules, state.parts, strict=True):
+            rule.advance(part, at, alive_at)
+        if report.signal.outcome == "answered":
+            record_answer(state.alive, report.grant.at_us + state.steady[0], at)
+            alive_at = alive_time(state.alive, at)
+        record_end(state.alive)
+        _settle(plan, report, state, at, alive_at)
+
+
+def _settle(plan: Plan, report: Report, state: State, at: int, alive_at: int) -> None:
+    grant, signal = report
+    throttle = signal.throttle
+    granted_at = grant.at_us + state.steady[0]
+    for index, (rule, part, cost, marks) in enumerate(
+        zip(plan.rules, state.parts, grant.costs, grant.marks, strict=True)
+    ):
+        if not cost:
+            continue
+        hit = throttle is not None and _hits(throttle, rule, plan)
+        if hit:
+            rule.settle(part, cost, marks, Settled("unsent", 0), at, alive_at)
+            rule.refused(part, cost, at)
+            if throttle is not None:
+                _shut(state, index, throttle, rule, granted_at, at)
+        else:
+            rule.settle(part, cost, marks, Settled(signal.outcome, _charge(rule, cost, signal)), at, alive_at)
+            if state.gates[index]:
+                _open(state, index, signal, granted_at)
+        if signal.readings and throttle is None:
+            for reading in signal.readings:
+                if reading.meter == rule.limit.meter:
+                    rule.read(part, cost, marks, reading, granted_at, at)
+
+
+def _charge(rule: Rule, cost: int, signal: Signal) -> int:
+    """What to book: what the server charges by its own rule, as far as it told."""
+    if signal.outcome == "unsent":
+        return 0
+    meter = rule.limit.meter
+    used = signal.usage.get(meter)
+    if rule.limit.settles_to_usage:
+        return cost if used is None else used
+    charged = signal.charged.get(meter)
+    if charged is not None:
+        return charged
+    return cost if used is None else max(cost, used)
+
+
+def _hits(throttle: Throttle, rule: Rule, plan: Plan) -> bool:
+    """Whether that refusal was for this limit: for the meter it named, or for any rate if it named none of ours."""
+    if rule.limit.kind == "concurrency":
+        return throttle.meter == rule.limit.meter
+    if throttle.meter in plan.meters:
+        return throttle.meter == rule.limit.meter
+    return True
+
+
+def _shut(state: State, index: int, throttle: Throttle, rule: Rule, granted_at: int, at: int) -> None:
+    gate = state.gates[index]
+    if not gate:
+        gate += [at, -1, 0]
+        state.shut += 1
+    probe_failed = granted_at >= gate[PROBED] >= 0
+    if probe_failed:
+        gate[PROBED] = -1
+        gate[STRIKES] += 1
+    if throttle.until_edge:
+        until = rule.edge_after(state.parts[index], at)
+    elif throttle.retry_after_us is not None:
+        until = at + throttle.retry_after_us
+    elif gate[STRIKES]:
+        until = at + min(FIRST_PAUSE_US << min(gate[STRIKES] - 1, 20), LONGEST_PAUSE_US)
+    else:
+        until = at  # the level starts again below zero: that is the pause
+    gate[UNTIL] = max(gate[UNTIL], until)
+
+
+def _open(state: State, index: int, signal: Signal, granted_at: int) -> None:
+    gate = state.gates[index]
+    if gate[PROBED] < 0 or granted_at < gate[PROBED]:
+        return  # granted before it was shut: its answer proves nothing
+    if signal.outcome == "answered":
+        gate.clear()
+        state.shut -= 1
+    else:
+        gate[PROBED] = -1
+
+
+def used(plan: Plan, state: State, now: Now) -> tuple[int, ...]:
+    """Units that stand against each limit now."""
+    at = steady_time(state.steady, now)
+    alive_at = alive_time(state.alive, at)
+    for rule, part in zip(plan.rules, state.parts, strict=True):
+        rule.advance(part, at, alive_at)
+    return tuple(rule.used(part) for rule, part in zip(plan.rules, state.parts, strict=True))
+
+
+def replan(old: Plan, new: Plan, state: State, now: Now) -> State:
+    """The state under changed limits: those that are the same go on, the others start anew."""
+    kept = {
+        limit: (part, gate) for limit, part, gate in zip(old.limits, state.parts, state.gates, strict=True)
+    }
+    started = fresh(new, now)
+    started.alive = state.alive
+    started.steady = state.steady
+    at = steady_time(state.steady, now)
+    started.parts = [
+        kept[limit][0] if limit in kept else rule.fresh(now, at)
+        for limit, rule in zip(new.limits, new.rules, strict=True)
+    ]
+    started.gates = [kept[limit][1] if limit in kept else [] for limit in new.limits]
+    started.shut = sum(map(bool, started.gates))
+    return started
+
+
+def lead(plan: Plan, state: State, units: Sequence[int], now: Now) -> None:
+    """Charge ``units`` on each rule ahead of their use.
+
+    A copy of the state that is kept for the case of a crash is charged with all that may be granted
+    before the next copy.
+    """
+    at = steady_time(state.steady, now)
+    alive_at = alive_time(state.alive, at)
+    for rule, part, ahead in zip(plan.rules, state.parts, units, strict=True):
+        rule.advance(part, at, alive_at)
+        if ahead:
+            rule.take(part, ahead, at, alive_at)
+
+
+def resume(plan: Plan, state: State, passed_us: int, now: Now) -> None:
+    """Take up a state that another process left ``passed_us`` ago; its calls will not be settled."""
+    left_at = state.steady[0] + state.steady[1]
+    state.steady[:] = [left_at + max(passed_us, 0) - now.elapsed_us, now.elapsed_us, now.wall_us]
+    at = steady_time(state.steady, now)
+    state.alive = fresh_alive(at, max((rule.transit_us for rule in plan.rules), default=0))
+    for rule, part in zip(plan.rules, state.parts, strict=True):
+        rule.advance(part, at, at)
+        rule.orphan(part, at)

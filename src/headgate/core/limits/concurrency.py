@@ -1,0 +1,58 @@
+"""Calls at the same time.
+
+Server: ``amount`` slots; it frees a slot no later than the end of its answer.
+
+Plan: a slot is ours until the call has really ended: its body was read, or its connection closed. A call
+that we gave up on still occupies the server, so whoever settles must wait for its end.
+"""
+
+from __future__ import annotations
+
+from headgate.core.clock import Alive
+from headgate.core.limits.base import Marks, Settled, State
+from headgate.core.model import NEVER, Limit, Now, Reading
+
+
+class Concurrency:
+    """At most ``amount`` at once."""
+
+    __slots__ = ("largest", "limit", "transit_us")
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self.largest = limit.amount
+        self.transit_us = 0
+
+    def fresh(self, now: Now, at: int) -> State:
+        return [self.limit.start if isinstance(self.limit.start, int) else 0]
+
+    def advance(self, state: State, at: int, alive_at: int) -> None:
+        """Time frees no slot."""
+
+    def admits(self, state: State, cost: int) -> bool:
+        return state[0] + cost <= self.largest
+
+    def opens_at(self, state: State, cost: int, at: int, alive: Alive) -> int:
+        return at if self.admits(state, cost) else NEVER
+
+    def take(self, state: State, cost: int, at: int, alive_at: int) -> Marks:
+        state[0] += cost
+        return ()
+
+    def settle(self, state: State, cost: int, marks: Marks, settled: Settled, at: int, alive_at: int) -> None:
+        state[0] = max(state[0] - cost, 0)
+
+    def read(self, state: State, cost: int, marks: Marks, reading: Reading, granted_at: int, at: int) -> None:
+        """What a server says of its slots is old when it arrives."""
+
+    def refused(self, state: State, cost: int, at: int) -> None:
+        """The slot is given back by the settlement."""
+
+    def orphan(self, state: State, at: int) -> None:
+        state[0] = 0
+
+    def edge_after(self, state: State, at: int) -> int:
+        return at
+
+    def used(self, state: State) -> int:
+        return state[0]

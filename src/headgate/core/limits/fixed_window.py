@@ -1,0 +1,176 @@
+"""Fixed windows whose edges are known: on the clock grid, or the hours, days and months of a calendar.
+
+Server: at most ``amount`` units in each window; the count starts again at each edge.
+
+Plan: the whole amount in each window, and nothing within the clock error behind its first edge. A call that has
+not been answered, nor been on its way for ``D``, when a window ends may be charged on either side of the edge:
+it counts in both. Safe, since each call is counted in every window in which the server may count it. It
+reaches 100 %: calls go out at the beginning of a window, and little is on its way at the end. It takes as
+many connections as calls in flight.
+
+``D`` defaults to ``min(1 s, T / 4)``; a large one costs nothing while the amount is used up early.
+
+The phase is taken from the wall clock once, and then carried by the elapsed clock: a wall clock that is
+set while we run moves no edge.
+
+Start: a window of which nothing is known is paced at ``amount / period`` to its end, behind one probe whose
+answer may tell what is left. Windows above five minutes are believed empty.
+"""
+
+from __future__ import annotations
+
+from headgate.core import calendar
+from headgate.core.clock import Alive
+from headgate.core.limits.base import PACED_START_US, Holds, Marks, Settled, State
+from headgate.core.model import NEVER, SECOND, Limit, Now, Reading
+from headgate.core.scale import Scale
+
+START, END, AT, USED, LATE, OFFSET, PACED_FROM, PROBE, GIVEN, ANSWERED, LOST, HOLDS = range(12)
+"""The window's edges; the instant of the state (all steady); units used in the window; those of them that
+may belong to the next one, though no longer on their way; wall less steady time; where pacing began, or -1; 1
+while the first call may go on credit; units granted and answered so far; the instant by which the calls
+without an answer have lapsed."""
+
+CLOCK_ERROR_US = 5_000
+CALENDAR_ERROR_US = SECOND
+
+
+class FixedWindow:
+    """At most ``amount`` between one edge and the next."""
+
+    __slots__ = ("amount", "error_us", "holds", "largest", "limit", "scale", "transit_us")
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self.amount = self.largest = limit.amount
+        self.scale = Scale.of(limit.period_us, limit.amount, limit.amount)
+        default = CALENDAR_ERROR_US if limit.calendar else min(CLOCK_ERROR_US, limit.period_us // 20)
+        self.error_us = default if limit.clock_error_us is None else limit.clock_error_us
+        self.transit_us = limit.max_transit_us or max(1, min(SECOND, limit.period_us // 4))
+        self.holds = Holds(self.transit_us, HOLDS, lapses=not limit.held_to_answer)
+
+    def fresh(self, now: Now, at: int) -> State:
+        offset = now.wall_us - at
+        begin, end = self._window(at, offset)
+        start = self.limit.start
+        paced = start == "auto" and self.limit.period_us <= PACED_START_US
+        used = 0
+        if start == "empty":
+            used = self.amount
+        elif isinstance(start, int):
+            used = min(start, self.amount)
+        return [
+            begin, end, at, used, 0, offset, at if paced else -1, int(start == "auto"), 0, 0, 0,
+            *self.holds.fresh(),
+        ]  # fmt: skip
+
+    def _window(self, at: int, offset: int) -> tuple[int, int]:
+        wall = at + offset
+        if self.limit.calendar:
+            begin, end = calendar.window(wall, self.limit.calendar, self.limit.zone)
+        else:
+            begin = wall // self.limit.period_us * self.limit.period_us
+            end = begin + self.limit.period_us
+        return begin - offset, end - offset
+
+    def advance(self, state: State, at: int, alive_at: int) -> None:
+        if at >= state[END]:
+            begin, end = self._window(at, state[OFFSET])
+            # An alive clock that has stood still since lags by at most as much as it does now.
+            self._lapse(state, begin, alive_at - (at - begin))
+            late = state[LATE] if begin == state[END] else 0
+            state[START], state[END] = begin, end
+            state[USED] = state[HOLDS] + late
+            state[LATE] = 0
+            state[PACED_FROM] = -1
+        if at > state[AT]:
+            self._lapse(state, at, alive_at)
+            state[AT] = at
+
+    def _lapse(self, state: State, at: int, alive_at: int) -> None:
+        while state[HOLDS]:
+            lapse = self.holds.next_lapse(state, at, alive_at)
+            if lapse is None:
+                return
+            if lapse[0] >= state[END] - self.error_us:
+                state[LATE] += lapse[1]
+
+    def admits(self, state: State, cost: int) -> bool:
+        if state[AT] < state[START] + self.error_us:
+            return False
+        if state[PROBE] and not state[HOLDS]:
+            return True
+        if state[PACED_FROM] >= 0 and (state[USED] + cost) * self.scale.unit_ticks > (
+            state[AT] - state[PACED_FROM] << self.scale.shift
+        ):
+            return False
+        return state[USED] + cost <= self.amount
+
+    def opens_at(self, state: State, cost: int, at: int, alive: Alive) -> int:
+        first = max(at, state[START] + self.error_us)
+        if state[PROBE] and not state[HOLDS] and first < state[END]:
+            return first
+        if state[USED] + cost <= self.amount and first < state[END]:
+            if state[PACED_FROM] < 0:
+                return first
+            due = state[PACED_FROM] - (-(state[USED] + cost) * self.scale.unit_ticks >> self.scale.shift)
+            if due < state[END]:
+                return max(first, due)
+        to_come = self.holds.lapses_to_come(state, alive)
+        edge, late = state[END], state[LATE]
+        if at >= edge:
+            edge, late = self._window(at, state[OFFSET])[0], 0
+        while True:
+            across = sum(units for lapse, units in to_come if lapse >= edge - self.error_us)
+            if across + late + cost <= self.amount:
+                return max(at, edge + self.error_us)
+            if any(lapse == NEVER for lapse, _ in to_come) and across + cost > self.amount:
+                return NEVER
+            edge, late = self._window(edge, state[OFFSET])[1], 0
+
+    def take(self, state: State, cost: int, at: int, alive_at: int) -> Marks:
+        state[PROBE] = 0
+        state[GIVEN] += cost
+        state[USED] += cost
+        return self.holds.put(state, cost, alive_at), state[ANSWERED], state[START]
+
+    def settle(self, state: State, cost: int, marks: Marks, settled: Settled, at: int, alive_at: int) -> None:
+        slot, _, window = marks
+        outcome, charge = settled
+        state[ANSWERED] += cost
+        if outcome == "lost" and self.holds.lapses:
+            state[LOST] = at + 2 * self.transit_us  # it may still arrive: the hold stays until it lapses
+            return
+        if self.holds.lift(state, cost, slot) or window == state[START]:
+            state[USED] += charge - cost  # it stands in this window's count
+        elif charge > cost:
+            state[USED] += charge - cost
+        if outcome != "unsent" and at >= state[END] - self.error_us:
+            state[LATE] += charge
+
+    def read(self, state: State, cost: int, marks: Marks, reading: Reading, granted_at: int, at: int) -> None:
+        """Book what the server has counted in this window; forget what it cannot have."""
+        if reading.limit != self.amount or reading.remaining is None or marks[2] != state[START]:
+            return
+        stood = self.amount - reading.remaining
+        if at < state[END] - self.error_us:
+            state[USED] = max(state[USED], stood)
+            if granted_at >= state[LOST]:
+                overlapping = state[GIVEN] - marks[1] - cost
+                state[USED] = min(state[USED], stood + overlapping)
+                state[PACED_FROM] = -1
+
+    def refused(self, state: State, cost: int, at: int) -> None:
+        """This window is used up."""
+        state[USED] = max(state[USED], self.amount)
+        state[PACED_FROM] = -1
+
+    def orphan(self, state: State, at: int) -> None:
+        if not self.holds.lapses:
+            state[HOLDS] = 0  # it stands in the window's count
+
+    def edge_after(self, state: State, at: int) -> int:
+        return state[END]
+
+    def used(self, state: State) -> int:
+        return state[USED]

@@ -1,0 +1,201 @@
+"""The token bucket, and the small bucket that stands in for an unknown rule.
+
+Server: a bucket of ``burst`` units that refills continuously at ``amount / period``; it charges each call
+at one instant between its grant and its answer.
+
+Plan: the same rate and depth, with the cost of each call *held* beside the level until its answer proves
+the charge, or until ``D`` after the grant, and only then debited. Safe, because debiting a capped bucket
+later never leaves a higher level than debiting it earlier, so the server's level is at least ours less
+the holds of others. Holds cost depth, never rate: the plan reaches 100 % of the server's rate while
+``burst >= rate × D + largest cost``. Where the charge comes, or changes, with the answer
+(``charge=usage``, ``when=completion``) a hold lasts until then, and the plan reaches
+``burst / (rate × latency × reserved / used)`` of the rate, at most all of it.
+
+``D`` defaults to ``min(1 s, burst / (2 × rate))``: half of the depth for calls that arrive late, half for
+our own stalls.
+
+Start: empty but for one probe, whose answer may tell what is left.
+"""
+
+from __future__ import annotations
+
+from headgate.core.clock import Alive
+from headgate.core.limits.base import Holds, Marks, Settled, State
+from headgate.core.model import SECOND, Limit, Now, Reading
+from headgate.core.scale import FULL_BITS, Scale, stretched
+
+LEVEL, AT, PROBE, LIFT, GIVEN, ANSWERED, DEBITED, LOST, HOLDS = range(9)
+"""Level in ticks; the instant it is of; 1 while the first call may go on credit; a level above the
+burst that an oversized call is gathering, in ticks; units granted, answered and debited so far; the instant by
+which the calls without an answer have lapsed."""
+
+_DEEPEST = -(1 << FULL_BITS)
+
+
+class TokenBucket:
+    """At ``amount`` per period, up to ``burst`` at once."""
+
+    __slots__ = ("burst", "full", "holds", "largest", "limit", "shift", "transit_us", "unit")
+
+    def __init__(self, limit: Limit) -> None:
+        if limit.burst is None:
+            raise ValueError(f"{limit.name}: a token bucket has a burst")
+        self._build(limit, rate=limit.amount, burst=limit.burst, largest=limit.burst)
+
+    def _build(self, limit: Limit, *, rate: int, burst: int, largest: int) -> None:
+        self.limit = limit
+        self.burst = burst
+        self.largest = largest
+        period_us = stretched(limit.period_us)
+        self.unit, self.shift = Scale.of(period_us, rate, largest)
+        self.full = burst * self.unit
+        default = max(
+            1, min(SECOND, (self.full >> self.shift) // 2, period_us // 20 if rate == 1 else SECOND)
+        )
+        self.transit_us = limit.max_transit_us or default
+        self.holds = Holds(self.transit_us, HOLDS, lapses=not limit.held_to_answer)
+
+    def fresh(self, now: Now, at: int) -> State:
+        start = self.limit.start
+        level = 0
+        if start == "full":
+            level = self.full
+        elif isinstance(start, int):
+            level = max(self.burst - start, 0) * self.unit
+        return [level, at, int(start == "auto"), 0, 0, 0, 0, 0, *self.holds.fresh()]
+
+    def advance(self, state: State, at: int, alive_at: int) -> None:
+        while state[HOLDS]:
+            lapse = self.holds.next_lapse(state, at, alive_at)
+            if lapse is None:
+                break
+            self._refill(state, lapse[0])
+            self._debit(state, lapse[1])
+        self._refill(state, at)
+
+    def _refill(self, state: State, at: int) -> None:
+        passed = at - state[AT]
+        if passed > 0:
+            room = (state[LIFT] or self.full) - state[LEVEL]
+            if passed > room >> self.shift:
+                state[LEVEL] += max(room, 0)
+            else:
+                state[LEVEL] += passed << self.shift
+            state[AT] = at
+
+    def _debit(self, state: State, units: int) -> None:
+        state[LEVEL] = max(state[LEVEL] - units * self.unit, _DEEPEST)
+        state[DEBITED] += units
+
+    def admits(self, state: State, cost: int) -> bool:
+        if state[PROBE] and not state[HOLDS]:
+            return True
+        if cost > self.burst:
+            return state[LIFT] >= cost * self.unit <= state[LEVEL] and not state[HOLDS]
+        if state[LIFT]:  # the oversized call that lifted it has gone
+            state[LIFT] = 0
+            state[LEVEL] = min(state[LEVEL], self.full)
+        return state[LEVEL] >= (cost + state[HOLDS]) * self.unit
+
+    def opens_at(self, state: State, cost: int, at: int, alive: Alive) -> int:
+        if state[PROBE] and not state[HOLDS]:
+            return at
+        unit, shift = self.unit, self.shift
+        want = cost * unit
+        full = self.full
+        if cost > self.burst:
+            # Let it gather above the burst while nobody else is sent; the same again is owed after it.
+            full = state[LIFT] = want
+        level, clock, held = state[LEVEL], state[AT], state[HOLDS] * unit
+        for lapse, units in [*self.holds.lapses_to_come(state, alive), (-1, 0)]:
+            if want + held <= full:
+                ready = clock + max(-(level - want - held >> shift), 0)
+                if lapse < 0 or ready <= lapse:
+                    return max(at, ready)
+            level = (
+                min(full, level + (min(lapse - clock, (full - level >> shift) + 1) << shift)) - units * unit
+            )
+            held -= units * unit
+            clock = lapse
+        raise AssertionError("a cost above the largest is refused before it comes here")
+
+    def take(self, state: State, cost: int, at: int, alive_at: int) -> Marks:
+        state[PROBE] = 0
+        if cost > self.burst:
+            self._debit(state, cost - self.burst)
+            state[LIFT] = 0
+        state[GIVEN] += cost
+        return self.holds.put(state, cost, alive_at), state[ANSWERED], state[DEBITED]
+
+    def settle(self, state: State, cost: int, marks: Marks, settled: Settled, at: int, alive_at: int) -> None:
+        slot, _, debited = marks
+        outcome, charge = settled
+        state[ANSWERED] += cost
+        if outcome == "lost" and self.holds.lapses:
+            state[LOST] = at + 2 * self.transit_us  # it may still arrive: the hold stays until it lapses
+        elif self.holds.lift(state, cost, slot):
+            if charge:
+                self._debit(state, charge)
+        elif charge > cost:
+            self._debit(state, charge - cost)
+        elif charge < cost:
+            # It had been debited already. A server that was full when it charged less has poured the
+            # rest away: stay below what the calls since then have left of a full bucket.
+            since = max(state[DEBITED] - debited - cost, 0)
+            most = self.full - since * self.unit
+            state[LEVEL] = max(state[LEVEL], min(state[LEVEL] + (cost - charge) * self.unit, most))
+
+    def read(self, state: State, cost: int, marks: Marks, reading: Reading, granted_at: int, at: int) -> None:
+        """Correct by ``remaining``: down to what it can be at most now, up to what it is at least.
+
+        At most: what was left, and what the whole time since the grant has refilled. At least: what
+        was left, less all calls that the server may have decided after this one.
+        """
+        if reading.remaining is None:
+            return
+        unit, shift = self.unit, self.shift
+        held = state[HOLDS] * unit
+        left = min(reading.remaining, self.burst)
+        refilled = min(at - granted_at, self.full >> shift) << shift
+        state[LEVEL] = min(state[LEVEL], (left + 1) * unit + refilled + held)
+        if reading.limit == self.limit.burst and granted_at >= state[LOST]:
+            overlapping = state[GIVEN] - marks[1] - cost
+            state[LEVEL] = max(state[LEVEL], min((left - overlapping) * unit + held, self.full))
+
+    def refused(self, state: State, cost: int, at: int) -> None:
+        """Start again from nothing, less the refused cost: some servers charge it."""
+        state[LEVEL] = min(state[LEVEL], 0)
+        self._debit(state, cost)
+
+    def orphan(self, state: State, at: int) -> None:
+        if not self.holds.lapses:
+            self._debit(state, state[HOLDS])
+            state[HOLDS] = 0
+
+    def edge_after(self, state: State, at: int) -> int:
+        return at
+
+    def used(self, state: State) -> int:
+        return self.burst - state[LEVEL] // self.unit + state[HOLDS]
+
+
+class SmallBucket(TokenBucket):
+    """For a limit of unknown kind: ``amount`` per period, enforced nobody knows how.
+
+    A bucket of ``B'`` units at rate ``R'`` with ``B' + R' × period <= amount`` is safe against fixed
+    windows of any phase, anchored windows, sliding logs and sliding counters alike, since no cost
+    is debited before the server has decided: in any interval ``x`` at most ``B' + R' × x`` arrives. ``B'`` is
+    5 % of the amount and at least one unit, so the plan reaches 95 %. An amount of one is sent
+    once per period and ``D``.
+
+    A call that costs more than ``B'`` waits until that much has gathered, alone, and leaves the excess as
+    debt: it takes the time of ``2 × cost - B'`` units.
+
+    A server's bucket is safe with it only if it holds at least ``B'``: declare ``burst=`` if you know it.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, limit: Limit) -> None:
+        burst = max(limit.amount // 20, 1)
+        self._build(limit, rate=max(limit.amount - burst, 1), burst=burst, largest=limit.amount)

@@ -1,0 +1,42 @@
+"""Rates as integers: how long one unit takes.
+
+A bucket is kept in *ticks*, slices of a microsecond: one microsecond refills ``1 << shift`` ticks, and a
+unit costs a fixed number of them. The shift is the largest that keeps a full bucket below 2^51 ticks, so
+that every intermediate result stays below 2^53 and a double computes the same as an integer. A unit is
+rounded up to whole ticks: the rate is never too high, and for buckets of up to 10^9 units too low by at
+most one part in 10^6.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+FULL_BITS = 51
+MOST_SHIFT = 40
+
+CLOCK_DRIFT = 5_000
+"""Clocks may differ in rate by one part in so many (200 ppm): twice what an undisciplined crystal does."""
+
+
+class Scale(NamedTuple):
+    """``unit_ticks`` for each unit; ``1 << shift`` ticks for each microsecond."""
+
+    unit_ticks: int
+    shift: int
+
+    @classmethod
+    def of(cls, period_us: int, amount: int, burst: int) -> Scale:
+        """For ``amount`` units per ``period_us``, with at most ``burst`` of them in the bucket."""
+        for shift in range(MOST_SHIFT, -1, -1):
+            unit_ticks = -(-(period_us << shift) // amount)
+            if unit_ticks * burst < 1 << FULL_BITS:
+                return cls(unit_ticks, shift)
+        unit_ticks = -(-period_us // amount)
+        raise OverflowError(
+            f"{burst} units at {amount} per {period_us} µs need more than {FULL_BITS} bits: {unit_ticks * burst}"
+        )
+
+
+def stretched(period_us: int) -> int:
+    """A period lengthened by what the server's clock may run slower than ours."""
+    return period_us + -(-period_us // CLOCK_DRIFT)

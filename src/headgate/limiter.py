@@ -1,0 +1,367 @@
+"""The front door: limits, a key and a store, and permits to send.
+
+Nothing here knows how limits are kept or where; it turns calls with keyword units into costs, and
+answers into signals.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, overload
+
+from headgate import events
+from headgate.core import model
+from headgate.core.headers import openai_readings, retry_after_us
+from headgate.core.model import ANSWERED, LOST, SECOND, UNSENT, Limit, Report, Signal, Throttle
+from headgate.core.plan import Plan
+from headgate.core.retry import SPENDS_NO_ATTEMPT, class_of_status
+from headgate.core.text import parse_limits
+from headgate.errors import ConfigurationError
+from headgate.stores.base import Store, open_store
+from headgate.waiters import Line
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+OPTIONS = frozenset({"max_wait", "priority", "cost", "key", "store", "limits", "timeout"})
+"""Words that mean something else here, and so cannot name a meter."""
+
+
+class Permit:
+    """The right to one call, reserved on every limit.
+
+    Settle it when the answer has come. A ``with`` block settles it on leaving, as answered, or as lost if the
+    block raised.
+
+    Attributes:
+        units: {limit name: units reserved}.
+        waited_seconds: how long it took to get.
+    """
+
+    __slots__ = ("_grant", "_limiter", "settled", "waited_seconds")
+
+    def __init__(self, limiter: Limiter, grant: model.Granted, waited_seconds: float) -> None:
+        self._limiter = limiter
+        self._grant = grant
+        self.waited_seconds = waited_seconds
+        self.settled = False
+
+    def __repr__(self) -> str:
+        units = ", ".join(f"{name}={units}" for name, units in self.units.items())
+        return f"<Permit {units}{' settled' if self.settled else ''}>"
+
+    @property
+    def units(self) -> dict[str, int]:
+        names = (limit.name for limit in self._limiter.limits)
+        return dict(zip(names, self._grant.costs, strict=True))
+
+    @property
+    def granted_us(self) -> int:
+        """Instant of the grant on the store's elapsed clock."""
+        return self._grant.at_us
+
+    def settle(self, **used: int) -> None:
+        """The answer came. ``used`` is what the call really used: ``p.settle(tokens=431)``.
+
+        What was reserved too much is given back where the server gives it back (``charge=usage``); what was
+        reserved too little is owed. A meter that is not named is booked as reserved. The second settlement
+        of a permit, and any later one, does nothing.
+        """
+        self.signal(Signal(usage=used) if used else ANSWERED)
+
+    def give_back(self) -> None:
+        """The call was not sent at all."""
+        self.signal(UNSENT)
+
+    def lost(self) -> None:
+        """No answer came, and none will: the server may have charged it."""
+        self.signal(LOST)
+
+    def throttled(self, retry_after: float | None = None, meter: str | None = None) -> None:
+        """The server refused it for its rate.
+
+        Everybody on the key waits for the limits on ``meter`` (all rate limits if None), for
+        ``retry_after`` seconds and then behind one probe.
+        """
+        pause = None if retry_after is None else round(retry_after * SECOND)
+        self.signal(Signal(throttle=Throttle(meter, pause)))
+
+    def read(self, status: int, headers: Mapping[str, str], **used: int) -> None:
+        """Settle by an HTTP answer: its status, and its rate-limit fields.
+
+        Understands Retry-After and the OpenAI dialect. ``used`` as for :meth:`settle`.
+        """
+        fields = {name.lower(): value for name, value in headers.items()}
+        wall_us = self._limiter.store.now().wall_us
+        readings = openai_readings(fields, wall_us, self._limiter.plan.meters)
+        throttle = None
+        if class_of_status(status) in SPENDS_NO_ATTEMPT:
+            throttle = Throttle(None, retry_after_us(fields, wall_us))
+        self.signal(Signal(usage=used, readings=readings, throttle=throttle))
+
+    def signal(self, signal: Signal) -> None:
+        """Settle by everything that is known; the other methods are short forms of this one.
+
+        Raises:
+            ConfigurationError: units that are no whole number >= 0; the permit is not settled by it.
+        """
+        for meter, units in (*signal.usage.items(), *signal.charged.items()):
+            if type(units) is not int or units < 0:
+                raise ConfigurationError(
+                    f"{meter}: what was used is a whole number of units, 0 or more; got {units!r}"
+                )
+        if not self.settled:
+            self.settled = True
+            self._limiter._settle(self._grant, signal)
+
+    def _leave(self, error: BaseException | None) -> None:
+        self.signal(ANSWERED if error is None else LOST)
+
+
+class _Asking:
+    """A permit to be: ``with limiter.permit(…) as p`` or ``async with limiter.permit(…) as p``."""
+
+    __slots__ = ("_costs", "_limiter", "_max_wait", "_permit", "_priority")
+
+    def __init__(self, limiter: Limiter, costs: model.Costs, priority: float, max_wait: float | None) -> None:
+        self._limiter = limiter
+        self._costs = costs
+        self._priority = priority
+        self._max_wait = max_wait
+        self._permit: Permit | None = None
+
+    def __enter__(self) -> Permit:
+        self._permit = self._limiter._acquire(self._costs, self._priority, self._max_wait)
+        return self._permit
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._permit is not None:
+            self._permit._leave(error)
+
+    async def __aenter__(self) -> Permit:
+        self._permit = await self._limiter._acquire_async(self._costs, self._priority, self._max_wait)
+        return self._permit
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+
+class Limiter:
+    """Sends as soon as the limits allow, and never sooner.
+
+    ::
+
+        limiter = Limiter("requests=500/min:burst=20", "tokens=40k/min:charge=usage:burst=4k")
+        with limiter.permit(tokens=520) as permit:
+            reply = client.post(...)
+            permit.settle(tokens=reply["usage"]["total_tokens"])
+
+    Use it from any number of threads and event loops at once. All limiters with the same key and store draw on
+    one budget.
+
+    Args:
+        limits: what the server declares, as :class:`~headgate.Limit` or in the short form.
+        key: the name of the budget: one account, one API key.
+        store: where the budget is kept: a store, its URL, or None for this process alone.
+
+    Raises:
+        ConfigurationError: limits that cannot be read or make no sense.
+    """
+
+    def __init__(self, *limits: str | Limit, key: str = "default", store: Store | str | None = None) -> None:
+        self.plan = Plan(parse_limits(limits))
+        for limit in self.plan.limits:
+            if limit.meter in OPTIONS:
+                raise ConfigurationError(f"{limit.meter!r} is the name of an option and cannot name a meter")
+        self.key = key
+        self.store = open_store(store)
+        if not self.store.shared and store is None:
+            for limit in self.plan.limits:
+                if limit.outlives_process:
+                    warnings.warn(
+                        f"{limit.name} is longer than an hour, but kept in memory: what was used is "
+                        "forgotten when this process ends. Say start='used-N' or use a store that lasts.",
+                        stacklevel=2,
+                    )
+        self._line = Line(self.store, key, self.plan)
+        self._line.on_wait = self._told_to_wait
+        self._listeners: tuple[events.Listener, ...] = ()
+        self._listening = threading.Lock()
+
+    def __repr__(self) -> str:
+        used = self.used()
+        parts = [
+            f"{limit.name} {used[limit.name]}/{limit.burst or limit.amount}" for limit in self.plan.limits
+        ]
+        return f"<Limiter {self.key!r} {', '.join(parts) or 'without limits'}, {self.waiting} waiting>"
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        return self.plan.limits
+
+    @property
+    def waiting(self) -> int:
+        """How many calls of this process wait for a permit."""
+        return self._line.waiting
+
+    def used(self) -> dict[str, int]:
+        """{limit name: units that stand against it now}."""
+        counts = self.store.used(self.key, self.plan)
+        return dict(zip((limit.name for limit in self.limits), counts, strict=True))
+
+    def blocked(self) -> tuple[Limit, float | None] | None:
+        """The limit that the head of the line waits for, and for how many seconds; None if nobody waits.
+
+        The seconds are None if it takes an answer first.
+        """
+        line = self._line
+        if not line.waiting or line.blocking < 0:
+            return None
+        limit = self.limits[line.blocking]
+        if line.until_us >= model.NEVER:
+            return limit, None
+        return limit, max(line.until_us - self.store.now().elapsed_us, 0) / SECOND
+
+    # Asking
+
+    def permit(self, *, max_wait: float | None = None, priority: float = 0, **units: int) -> _Asking:
+        """A permit for one call that costs ``units``, for ``with`` and ``async with``.
+
+        Args:
+            max_wait: seconds to wait at most; None to wait as long as it takes.
+            priority: larger goes first; equals go in the order of asking. Every eighth permit goes to
+                whoever has waited longest.
+            units: meter → units, whole numbers. One request and one slot of concurrency go without saying.
+
+        Raises:
+            CostExceedsLimit: on entering: the cost can never fit.
+            AcquireTimeout: on entering: no permit within ``max_wait``.
+            ConfigurationError: a meter that no limit counts.
+        """
+        return _Asking(self, self.plan.costs(units), priority, max_wait)
+
+    def acquire(self, *, max_wait: float | None = None, priority: float = 0, **units: int) -> Permit:
+        """A permit that you settle yourself. Arguments and errors as for :meth:`permit`."""
+        return self._acquire(self.plan.costs(units), priority, max_wait)
+
+    async def acquire_async(
+        self, *, max_wait: float | None = None, priority: float = 0, **units: int
+    ) -> Permit:
+        """The same for coroutines."""
+        return await self._acquire_async(self.plan.costs(units), priority, max_wait)
+
+    def try_permit(self, **units: int) -> Permit | None:
+        """A permit if there is one now and nobody waits in line; None otherwise, and nothing is charged.
+
+        Raises:
+            CostExceedsLimit: the cost can never fit.
+        """
+        costs = self.plan.costs(units)
+        answer = self._line.ask(costs)
+        if type(answer) is model.Refused:
+            raise self._line._refusal(costs, answer)
+        return self._granted(answer, answer.at_us) if type(answer) is model.Granted else None
+
+    @overload
+    def limited(self, function: Callable[P, R], /) -> Callable[P, R]: ...
+
+    @overload
+    def limited(
+        self,
+        *,
+        cost: Callable[P, Mapping[str, int]] | Mapping[str, int] | None = None,
+        usage: Callable[[Any], Mapping[str, int]] | None = None,
+        max_wait: float | None = None,
+        priority: float = 0,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+    def limited(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        cost: Any = None,
+        usage: Callable[[Any], Mapping[str, int]] | None = None,
+        max_wait: float | None = None,
+        priority: float = 0,
+    ) -> Any:
+        """A decorator: each call of the function takes a permit first.
+
+        For functions and coroutine functions; the types of the arguments stay what they are.
+
+        Args:
+            function: if used without parentheses.
+            cost: {meter: units} for every call, or a callable that makes it of the call's arguments.
+            usage: makes {meter: units really used} of the result.
+            max_wait, priority: as for :meth:`permit`.
+        """
+        from headgate.decorator import limited
+
+        wrap = limited(self, cost=cost, usage=usage, max_wait=max_wait, priority=priority)
+        return wrap if function is None else wrap(function)
+
+    # Watching
+
+    def subscribe(self, listener: events.Listener) -> Callable[[], None]:
+        """Call ``listener`` with each event, in the thread where it happens; returns how to stop that.
+
+        A listener has to be quick. What it raises is not kept from the caller.
+        """
+        with self._listening:
+            self._listeners = (*self._listeners, listener)
+
+        def unsubscribe() -> None:
+            with self._listening, suppress(ValueError):
+                listeners = list(self._listeners)
+                listeners.remove(listener)
+                self._listeners = tuple(listeners)
+
+        return unsubscribe
+
+    def _tell(self, event: events.Event) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+    def _told_to_wait(self, wait: model.Wait) -> None:
+        if self._listeners:
+            seconds = None
+            if wait.until_us < model.NEVER:
+                seconds = max(wait.until_us - self.store.now().elapsed_us, 0) / SECOND
+            self._tell(events.Waited(self.key, self.limits[wait.rule].name, seconds))
+
+    # The other side of permits
+
+    def _acquire(self, costs: model.Costs, priority: float, max_wait: float | None) -> Permit:
+        asked_us = self.store.now().elapsed_us
+        return self._granted(self._line.acquire(costs, priority, max_wait), asked_us)
+
+    async def _acquire_async(self, costs: model.Costs, priority: float, max_wait: float | None) -> Permit:
+        asked_us = self.store.now().elapsed_us
+        return self._granted(await self._line.acquire_async(costs, priority, max_wait), asked_us)
+
+    def _granted(self, grant: model.Granted, asked_us: int) -> Permit:
+        permit = Permit(self, grant, max(grant.at_us - asked_us, 0) / SECOND)
+        if self._listeners:
+            try:
+                self._tell(events.Granted(self.key, permit.units, permit.waited_seconds))
+            except BaseException:  # nobody will have the permit
+                permit.give_back()
+                raise
+        return permit
+
+    def _settle(self, grant: model.Granted, signal: Signal) -> None:
+        self._line.settle((Report(grant, signal),))
+        if self._listeners:
+            if signal.throttle is not None:
+                pause = signal.throttle.retry_after_us
+                seconds = None if pause is None else pause / SECOND
+                self._tell(events.Throttled(self.key, signal.throttle.meter, seconds))
+            self._tell(events.Settled(self.key, signal.outcome, signal.usage))

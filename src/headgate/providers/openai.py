@@ -1,0 +1,123 @@
+"""The OpenAI dialect, which many other APIs speak: errors, usage, and rate-limit fields.
+
+Sources: OpenAI "Rate limits" and "Error codes" guides, read October 2026. Error classes: money that is gone
+comes as 429 with one of the codes below; ``slow_down`` is a ramp limit; 429 texts carry "Limit L, Used U,
+Requested R", where R above L can never pass. Anthropic: 529 is an overload, ``usage`` has ``input_tokens``
+and ``output_tokens``; "Errors" page, read October 2026.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from headgate.core.durations import go_duration_us
+from headgate.core.headers import openai_readings, retry_after_us
+from headgate.core.model import Reading
+from headgate.core.retry import ErrorClass, class_of_status
+
+MONEY_CODES = frozenset(
+    "credit_balance_exhausted organization_spend_limit_exceeded project_spend_limit_exceeded "
+    "organization_usage_limit_exceeded insufficient_quota billing_not_active".split()
+)
+RAMP_CODES = frozenset({"slow_down"})
+SIZE_CODES = frozenset({"context_length_exceeded", "string_above_max_length"})
+
+_LIMIT = re.compile(r"\bLimit:? ([\d,]+)")
+_REQUESTED = re.compile(r"\bRequested:? ([\d,]+)")
+_TRY_AGAIN = re.compile(r"try again in ((?:\d+(?:\.\d+)?(?:ms|h|m|s))+)")
+_TOKEN_FIELDS = (("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens"))
+
+
+class Usage(NamedTuple):
+    """Tokens that a call really used."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+class Answer(NamedTuple):
+    """What an answer says, in headgate's words.
+
+    ``message`` is the error's text, empty if there is none; ``meter`` the meter that a refusal named.
+    """
+
+    error: ErrorClass
+    message: str
+    code: str
+    meter: str | None
+    retry_after_us: int | None
+    readings: tuple[Reading, ...]
+    usage: Usage | None
+
+
+def read_answer(
+    status: int, fields: Mapping[str, str], body: Any, wall_us: int, meters: Iterable[str]
+) -> Answer:
+    """Read an answer.
+
+    Args:
+        status: HTTP status.
+        fields: header fields, names in lower case.
+        body: the parsed JSON, or None if it was none.
+        wall_us: our wall clock.
+        meters: the meters to look for in ``x-ratelimit-*`` fields.
+    """
+    readings = openai_readings(fields, wall_us, meters)
+    if status < 400:
+        error = ErrorClass.OK if status < 300 else ErrorClass.CALLER
+        message = "" if status < 300 else f"redirected to {fields.get('location', 'nowhere')}"
+        return Answer(error, message, "", None, None, readings, read_usage(body))
+    code, kind, message = _error_of(body)
+    error = _class_of(status, code, kind, message)
+    pause = retry_after_us(fields, wall_us)
+    if pause is None:
+        again = _TRY_AGAIN.search(message)
+        pause = go_duration_us(again[1]) if again else None
+    return Answer(error, message, code, _meter_of(kind, fields), pause, readings, None)
+
+
+def read_usage(body: Any) -> Usage | None:
+    """The ``usage`` of an answer's body; None if it has none."""
+    if not isinstance(body, dict):
+        return None
+    usage = body.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    for given, made in _TOKEN_FIELDS:
+        if isinstance(usage.get(given), int):
+            produced = usage.get(made)
+            return Usage(usage[given], produced if isinstance(produced, int) else 0)
+    return None
+
+
+def _error_of(body: Any) -> tuple[str, str, str]:
+    error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, str):
+        return "", "", error
+    if not isinstance(error, dict):
+        return "", "", ""
+    return str(error.get("code") or ""), str(error.get("type") or ""), str(error.get("message") or "")
+
+
+def _class_of(status: int, code: str, kind: str, message: str) -> ErrorClass:
+    if code in MONEY_CODES or kind in MONEY_CODES:
+        return ErrorClass.MONEY_GONE
+    if code in SIZE_CODES:
+        return ErrorClass.NEVER_FITS
+    if status == 429:
+        if code in RAMP_CODES or kind in RAMP_CODES:
+            return ErrorClass.RAMP
+        limit, requested = _LIMIT.search(message), _REQUESTED.search(message)
+        if limit and requested and _whole(requested[1]) > _whole(limit[1]):
+            return ErrorClass.NEVER_FITS
+    return class_of_status(status)
+
+
+def _whole(text: str) -> int:
+    return int(text.replace(",", "") or 0)
+
+
+def _meter_of(kind: str, fields: Mapping[str, str]) -> str | None:
+    return kind or fields.get("x-ratelimit-type")

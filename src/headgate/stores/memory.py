@@ -1,0 +1,84 @@
+"""State in this process: nothing to install, gone at exit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from threading import Lock
+
+from headgate.core import decide
+from headgate.core.model import Costs, Decision, Now, Report
+from headgate.core.plan import Plan
+
+
+def _elapsed_clock() -> Callable[[], int]:
+    """Nanoseconds that count on while the machine sleeps, where the system has such a clock."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    if boottime is None:  # macOS, Windows: stands still in sleep, so refills are only late
+        return time.monotonic_ns
+    return lambda: time.clock_gettime_ns(boottime)
+
+
+_elapsed_ns = _elapsed_clock()
+
+
+def process_clock() -> Now:
+    """The clocks of this machine."""
+    return Now(_elapsed_ns() // 1000, time.time_ns() // 1000)
+
+
+class MemoryStore:
+    """A store for one process, shared by its threads and event loops.
+
+    Args:
+        clock: another clock, for tests.
+    """
+
+    batch = 1
+    shared = False
+
+    def __init__(self, clock: Callable[[], Now] = process_clock) -> None:
+        self.now = clock
+        self._lock = Lock()
+        self._states: dict[str, tuple[Plan, decide.State]] = {}
+
+    def acquire(self, key: str, plan: Plan, asks: Sequence[Costs]) -> list[Decision]:
+        with self._lock:
+            now = self.now()
+            return decide.acquire(plan, asks, self._state(key, plan, now), now)
+
+    def settle(self, key: str, plan: Plan, reports: Sequence[Report]) -> None:
+        with self._lock:
+            now = self.now()
+            decide.settle(plan, reports, self._state(key, plan, now), now)
+
+    def used(self, key: str, plan: Plan) -> tuple[int, ...]:
+        with self._lock:
+            now = self.now()
+            return decide.used(plan, self._state(key, plan, now), now)
+
+    def dump(self, key: str, plan: Plan) -> list[object]:
+        """The state of a key as plain JSON; :meth:`load` takes it."""
+        with self._lock:
+            return self._state(key, plan, self.now()).dump()
+
+    def load(self, key: str, plan: Plan, state: decide.State) -> None:
+        """Put a state in a key's place."""
+        with self._lock:
+            self._states[key] = plan, state
+
+    def _state(self, key: str, plan: Plan, now: Now) -> decide.State:
+        found = self._states.get(key)
+        if found is None:
+            state = decide.fresh(plan, now)
+        elif found[0] is plan or found[0].limits == plan.limits:
+            return found[1]
+        else:
+            state = decide.replan(found[0], plan, found[1], now)
+        self._states[key] = plan, state
+        return state
+
+
+def open_url(url: str) -> MemoryStore:
+    """A new, empty store."""
+    return MemoryStore()

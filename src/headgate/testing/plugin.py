@@ -1,0 +1,29 @@
+"""The pytest plugin: fixtures ``fake_clock`` and ``sim``. It is loaded by every pytest, so it loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from headgate.testing.clock import FakeClock
+    from headgate.testing.simulator import StartServer
+
+
+@pytest.fixture
+def fake_clock() -> FakeClock:
+    """A clock that moves only when told; ``MemoryStore(fake_clock)`` keeps its limits in that time."""
+    from headgate.testing.clock import FakeClock
+
+    return FakeClock()
+
+
+@pytest.fixture
+def sim() -> Iterator[StartServer]:
+    """Start rate-limited servers, each in a thread: ``sim("requests=20/s:burst=5").url``. Closed at the end."""
+    from headgate.testing.simulator import simulated_servers
+
+    with simulated_servers() as start:
+        yield start

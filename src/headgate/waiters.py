@@ -1,0 +1,388 @@
+"""Who waits for a key in this process, in order, and who wakes them.
+
+All threads and event loops of a process stand in one line for a key. Only the head is ever told when to
+look again; it alone holds a timer. Whoever settles, asks or leaves looks for the others on the way.
+
+Order: larger priorities first, first come first served among equals; and every eighth permit goes to
+whoever has waited longest, so that a steady feed of important calls starves nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from headgate.core.model import NEVER, SECOND, UNSENT, Costs, Granted, Refused, Report, Wait
+from headgate.core.plan import Plan
+from headgate.errors import AcquireTimeout, CostExceedsLimit
+from headgate.stores.base import Store
+
+ELDEST_EVERY = 8
+
+WAITING, GRANTED, FAILED, GONE = range(4)
+
+
+class Waiter:
+    """One call in line. Any thread may call ``wake`` and ``nudge``, with no lock held.
+
+    ``lost`` says that its event loop has been closed under it.
+    """
+
+    __slots__ = (
+        "asked_us",
+        "costs",
+        "error",
+        "grant",
+        "lost",
+        "nudge",
+        "number",
+        "priority",
+        "state",
+        "wake",
+    )
+
+    def __init__(self, costs: Costs, priority: float, asked_us: int) -> None:
+        self.costs = costs
+        self.priority = priority
+        self.asked_us = asked_us
+        self.number = 0
+        self.state = GONE
+        self.lost = False
+        self.grant: Granted | None = None
+        self.error: Exception | None = None
+        self.wake: Callable[[], None] = _nothing
+        self.nudge: Callable[[], None] = _nothing
+
+
+def _nothing() -> None:
+    pass
+
+
+def _outcome(waiter: Waiter) -> Granted:
+    if waiter.error is not None:
+        raise waiter.error
+    if waiter.grant is None:
+        raise AssertionError("woken without a reason")
+    return waiter.grant
+
+
+class Line:
+    """The line for one key of a store.
+
+    Attributes:
+        waiting: how many stand in it.
+        until_us: when the head may go (the store's elapsed clock; NEVER if an answer must come first).
+        blocking: index of the limit that is in the head's way.
+    """
+
+    def __init__(self, store: Store, key: str, plan: Plan) -> None:
+        self.store = store
+        self.key = key
+        self.plan = plan
+        self.waiting = 0
+        self.until_us = 0
+        self.blocking = -1
+        self.on_wait: Callable[[Wait], None] | None = None
+        self._lock = threading.Lock()
+        self._ranks: dict[float, deque[Waiter]] = {}
+        self._numbers = 0
+        self._served = 0
+        self._head: Waiter | None = None
+
+    # Asking
+
+    def ask(self, costs: Costs) -> Granted | Wait | Refused | None:
+        """One question, without waiting; None if others are first in line."""
+        with self._lock:
+            if self.waiting:
+                return None
+            return self.store.acquire(self.key, self.plan, (costs,))[0]
+
+    def settle(self, reports: Sequence[Report]) -> None:
+        """Book what became of calls, and let in whoever fits now."""
+        self.store.settle(self.key, self.plan, reports)
+        if self.waiting:
+            self.serve()
+
+    def acquire(self, costs: Costs, priority: float, max_wait: float | None) -> Granted:
+        """A permit, blocking this thread.
+
+        Raises:
+            CostExceedsLimit, AcquireTimeout
+        """
+        asked_us = self.store.now().elapsed_us
+        grant = self._try(costs, asked_us, max_wait)
+        waiter = None
+        while grant is None or self.store.now().elapsed_us > grant.use_before_us:
+            waiter = waiter or Waiter(costs, priority, asked_us)
+            grant = self._block(waiter, grant, max_wait)
+        return grant
+
+    def _block(self, waiter: Waiter, late: Granted | None, max_wait: float | None) -> Granted:
+        bell = threading.Event()
+        waiter.wake = waiter.nudge = bell.set
+        try:
+            self._join(waiter, late)
+            while waiter.state is WAITING:
+                now = self.store.now().elapsed_us
+                pause = None
+                if max_wait is not None:
+                    pause = min(waiter.asked_us / SECOND + max_wait - now / SECOND, threading.TIMEOUT_MAX)
+                    if pause <= 0:
+                        self._expire(waiter, max_wait)
+                        continue
+                if self._head is waiter and self.until_us < NEVER:
+                    due = (self.until_us - now) / SECOND
+                    if due <= 0:
+                        self.serve()
+                        continue
+                    pause = due if pause is None else min(due, pause)
+                bell.wait(pause)
+                bell.clear()
+            return _outcome(waiter)
+        except BaseException:
+            self._abandon(waiter)
+            raise
+
+    async def acquire_async(self, costs: Costs, priority: float, max_wait: float | None) -> Granted:
+        """A permit, suspending this task.
+
+        Raises:
+            CostExceedsLimit, AcquireTimeout
+        """
+        asked_us = self.store.now().elapsed_us
+        grant = self._try(costs, asked_us, max_wait)
+        waiter = None
+        while grant is None or self.store.now().elapsed_us > grant.use_before_us:
+            waiter = waiter or Waiter(costs, priority, asked_us)
+            grant = await self._suspend(waiter, grant, max_wait)
+        return grant
+
+    async def _suspend(self, waiter: Waiter, late: Granted | None, max_wait: float | None) -> Granted:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        alarm: asyncio.TimerHandle | None = None
+
+        def ring() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        def rearm() -> None:
+            nonlocal alarm
+            if alarm is not None:
+                alarm.cancel()
+                alarm = None
+            if self._head is waiter and waiter.state is WAITING and self.until_us < NEVER:
+                due = (self.until_us - self.store.now().elapsed_us) / SECOND
+                alarm = loop.call_later(max(due, 0), self.serve)
+
+        def in_loop(act: Callable[[], None]) -> Callable[[], None]:
+            def do() -> None:
+                try:
+                    if asyncio._get_running_loop() is loop:
+                        act()
+                    else:
+                        loop.call_soon_threadsafe(act)
+                except RuntimeError:
+                    if not loop.is_closed():
+                        raise
+                    waiter.lost = True
+
+            return do
+
+        waiter.wake, waiter.nudge = in_loop(ring), in_loop(rearm)
+        deadline = None
+        if max_wait is not None:
+            left = waiter.asked_us / SECOND + max_wait - self.store.now().elapsed_us / SECOND
+            deadline = loop.call_later(max(left, 0), self._expire, waiter, max_wait)
+        try:
+            self._join(waiter, late)
+            if waiter.state is WAITING:  # else at once: a loop whose turns are slow would be late for ever
+                await done
+        except BaseException:
+            self._abandon(waiter)
+            raise
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+            if deadline is not None:
+                deadline.cancel()
+        return _outcome(waiter)
+
+    def _try(self, costs: Costs, asked_us: int, max_wait: float | None) -> Granted | None:
+        """A permit at once if nobody is in line; an error if it would come too late, or never."""
+        answer = self.ask(costs)
+        if answer is None:
+            return None
+        if type(answer) is Granted:
+            return answer
+        if type(answer) is Refused:
+            raise self._refusal(costs, answer)
+        if max_wait is not None and type(answer) is Wait and answer.until_us < NEVER:
+            seconds = (answer.until_us - asked_us) / SECOND
+            if seconds > max_wait:
+                raise self._timeout(max_wait, answer.rule, seconds)
+        return None
+
+    # The line itself
+
+    def _join(self, waiter: Waiter, late: Granted | None) -> None:
+        """Stand in line. Whoever comes back with a grant that lay too long stands where it stood."""
+        if late is not None:
+            waiter.grant = None
+            self.store.settle(self.key, self.plan, (Report(late, UNSENT),))  # those behind are served below
+        with self._lock:
+            waiter.state = WAITING
+            rank = self._ranks.setdefault(waiter.priority, deque())
+            if late is None:
+                self._numbers += 1
+                waiter.number = self._numbers
+                rank.append(waiter)
+            else:
+                behind = (place for place, other in enumerate(rank) if other.number > waiter.number)
+                rank.insert(next(behind, len(rank)), waiter)
+            self.waiting += 1
+            head = self._head
+            ahead = head is None or head.state is not WAITING or waiter.priority > head.priority
+        if ahead or late is not None:
+            self.serve()
+
+    def serve(self) -> None:
+        """Ask the store for those in front, wake the ones that may go, and tell the next one when."""
+        wait: Wait | None = None
+        lost = True
+        while lost:
+            called: list[Waiter] = []
+            try:
+                with self._lock:
+                    wait = self._ask_for_all(called)
+                    head = self._head
+            finally:
+                for waiter in called:
+                    waiter.wake()
+            if head is not None:
+                head.nudge()
+                called.append(head)
+            # Those whose loop has been closed under them are not coming back.
+            lost = [self._bury(waiter) for waiter in called if waiter.lost] != []
+        if wait is not None and self.on_wait is not None:
+            self.on_wait(wait)
+
+    def _ask_for_all(self, woken: list[Waiter]) -> Wait | None:
+        """Ask, from the front, until one has to wait, who is the new head; collect those who need not."""
+        while self._ranks:
+            asked: list[Waiter] = []
+            wait: Wait | None = None
+            left: list[Waiter] = asked
+            try:
+                while len(asked) < self.store.batch and self._ranks:
+                    asked.append(self._pop())
+                answers = self.store.acquire(self.key, self.plan, [waiter.costs for waiter in asked])
+                left = []
+                for waiter, answer in zip(asked, answers, strict=True):
+                    if type(answer) is Wait:
+                        left.append(waiter)
+                        wait = wait or answer
+                        continue
+                    if type(answer) is Granted:
+                        waiter.grant, waiter.state = answer, GRANTED
+                    elif type(answer) is Refused:
+                        waiter.error, waiter.state = self._refusal(waiter.costs, answer), FAILED
+                    # Only now: a settlement looks at it without the lock, to see whether anybody waits.
+                    self.waiting -= 1
+                    woken.append(waiter)
+            finally:
+                for waiter in reversed(left):  # all of them if the store has failed
+                    self._push_back(waiter)
+            if wait is not None:
+                self.until_us, self.blocking = wait.until_us, wait.rule
+                self._head = left[0]
+                return wait
+        self._head = None
+        return None
+
+    def _pop(self) -> Waiter:
+        """The next in order; the caller has seen that there is one."""
+        self._served += 1
+        if len(self._ranks) == 1:
+            [(priority, rank)] = self._ranks.items()
+        elif self._served % ELDEST_EVERY:
+            priority, rank = max(self._ranks.items())
+        else:
+            priority, rank = min(self._ranks.items(), key=lambda item: item[1][0].number)
+        waiter = rank.popleft()
+        if not rank:
+            del self._ranks[priority]
+        return waiter
+
+    def _push_back(self, waiter: Waiter) -> None:
+        self._served -= 1
+        self._ranks.setdefault(waiter.priority, deque()).appendleft(waiter)
+
+    def _remove(self, waiter: Waiter) -> bool:
+        """Take it out of the line, under the lock; whether it was the head."""
+        rank = self._ranks.get(waiter.priority)
+        if rank is not None and waiter in rank:
+            rank.remove(waiter)
+            self.waiting -= 1
+            if not rank:
+                del self._ranks[waiter.priority]
+        if self._head is not waiter:
+            return False
+        self._head = None
+        return True
+
+    def _expire(self, waiter: Waiter, max_wait: float) -> None:
+        """Its time is over; too late if it has been served."""
+        with self._lock:
+            if waiter.state is not WAITING:
+                return
+            was_head = self._remove(waiter)
+            rule, seconds = -1, None
+            if was_head:
+                rule = self.blocking
+                if self.until_us < NEVER:
+                    seconds = max(self.until_us - self.store.now().elapsed_us, 0) / SECOND
+            waiter.error, waiter.state = self._timeout(max_wait, rule, seconds), FAILED
+        waiter.wake()
+        if was_head:
+            self.serve()
+
+    def _abandon(self, waiter: Waiter) -> None:
+        """The caller has gone: leave the line, or give back what was handed over meanwhile."""
+        if self._bury(waiter):
+            self.serve()
+
+    def _bury(self, waiter: Waiter) -> bool:
+        """The same without serving those behind; whether that may let one of them go."""
+        with self._lock:
+            grant, waiter.grant = waiter.grant, None
+            was_head = waiter.state is WAITING and self._remove(waiter)
+            waiter.state = GONE
+        if grant is not None:
+            self.store.settle(self.key, self.plan, (Report(grant, UNSENT),))
+        return was_head or grant is not None
+
+    # Errors
+
+    def _refusal(self, costs: Costs, answer: Refused) -> CostExceedsLimit:
+        limit = self.plan.limits[answer.rule]
+        cost = costs[answer.rule]
+        return CostExceedsLimit(
+            f"{limit.name} can carry at most {answer.largest} {limit.meter} in one call; "
+            f"this one costs {cost}",
+            limit=limit.name,
+            cost=cost,
+            largest=answer.largest,
+        )
+
+    def _timeout(self, max_wait: float, rule: int = -1, seconds: float | None = None) -> AcquireTimeout:
+        name = self.plan.limits[rule].name if rule >= 0 else None
+        why = "others are first in line"
+        if name is not None:
+            why = f"{name} opens " + ("when a call ends" if seconds is None else f"in {seconds:.3g} s")
+        return AcquireTimeout(
+            f"no permit within {max_wait:g} s: {why}", limit=name, retry_after_seconds=seconds
+        )
