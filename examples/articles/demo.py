@@ -113,6 +113,7 @@ def show_verdict(stats: Any) -> None:
     for limit in stats["limits"]:
         if limit["utilisation"] is not None:
             print(f"  {limit['name']}: {limit['utilisation']:.1%} of what it allows was used")
+    print("  (each holds the calls back in its turn, so neither can reach 100 %)")
 
 
 def show_samples() -> None:

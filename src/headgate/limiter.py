@@ -22,7 +22,7 @@ from headgate.core.retry import SPENDS_NO_ATTEMPT, class_of_status
 from headgate.core.text import parse_limits
 from headgate.errors import ConfigurationError
 from headgate.stores.base import Store, open_store
-from headgate.waiters import Line
+from headgate.waiters import line_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -164,8 +164,8 @@ class Limiter:
             reply = client.post(...)
             permit.settle(tokens=reply["usage"]["total_tokens"])
 
-    Use it from any number of threads and event loops at once. All limiters with the same key and store draw on
-    one budget.
+    Use it from any number of threads and event loops at once. All limiters with the same key and store
+    draw on one budget.
 
     Args:
         limits: what the server declares, as :class:`~headgate.Limit` or in the short form.
@@ -191,8 +191,7 @@ class Limiter:
                         "forgotten when this process ends. Say start='used-N' or use a store that lasts.",
                         stacklevel=2,
                     )
-        self._line = Line(self.store, key, self.plan)
-        self._line.on_wait = self._told_to_wait
+        self._line = line_of(self.store, key, self.plan)
         self._listeners: tuple[events.Listener, ...] = ()
         self._listening = threading.Lock()
 
@@ -277,22 +276,13 @@ class Limiter:
     def limited(
         self,
         *,
-        cost: Callable[P, Mapping[str, int]] | Mapping[str, int] | None = None,
+        cost: Callable[..., Mapping[str, int]] | Mapping[str, int] | None = None,
         usage: Callable[[Any], Mapping[str, int]] | None = None,
         max_wait: float | None = None,
         priority: float = 0,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
-    def limited(
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        cost: Any = None,
-        usage: Callable[[Any], Mapping[str, int]] | None = None,
-        max_wait: float | None = None,
-        priority: float = 0,
-    ) -> Any:
+    def limited(self, *function: Any, **options: Any) -> Any:
         """A decorator: each call of the function takes a permit first.
 
         For functions and coroutine functions; the types of the arguments stay what they are.
@@ -305,8 +295,8 @@ class Limiter:
         """
         from headgate.decorator import limited
 
-        wrap = limited(self, cost=cost, usage=usage, max_wait=max_wait, priority=priority)
-        return wrap if function is None else wrap(function)
+        wrap = limited(self, **options)
+        return wrap(*function) if function else wrap
 
     # Watching
 
@@ -316,6 +306,8 @@ class Limiter:
         A listener has to be quick. What it raises is not kept from the caller.
         """
         with self._listening:
+            if not self._listeners:
+                self._line.watchers = (*self._line.watchers, self._told_to_wait)
             self._listeners = (*self._listeners, listener)
 
         def unsubscribe() -> None:
@@ -323,6 +315,9 @@ class Limiter:
                 listeners = list(self._listeners)
                 listeners.remove(listener)
                 self._listeners = tuple(listeners)
+                if not listeners:
+                    watchers = self._line.watchers
+                    self._line.watchers = tuple(w for w in watchers if w != self._told_to_wait)
 
         return unsubscribe
 
@@ -340,12 +335,10 @@ class Limiter:
     # The other side of permits
 
     def _acquire(self, costs: model.Costs, priority: float, max_wait: float | None) -> Permit:
-        asked_us = self.store.now().elapsed_us
-        return self._granted(self._line.acquire(costs, priority, max_wait), asked_us)
+        return self._granted(*self._line.acquire(costs, priority, max_wait))
 
     async def _acquire_async(self, costs: model.Costs, priority: float, max_wait: float | None) -> Permit:
-        asked_us = self.store.now().elapsed_us
-        return self._granted(await self._line.acquire_async(costs, priority, max_wait), asked_us)
+        return self._granted(*await self._line.acquire_async(costs, priority, max_wait))
 
     def _granted(self, grant: model.Granted, asked_us: int) -> Permit:
         permit = Permit(self, grant, max(grant.at_us - asked_us, 0) / SECOND)

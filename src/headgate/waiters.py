@@ -1,7 +1,8 @@
 """Who waits for a key in this process, in order, and who wakes them.
 
 All threads and event loops of a process stand in one line for a key. Only the head is ever told when to
-look again; it alone holds a timer. Whoever settles, asks or leaves looks for the others on the way.
+look again; it alone holds a timer. Whoever settles, asks or leaves looks for the others on the way. Should the
+head's loop or thread be busy elsewhere, the other loops and threads look for themselves now and then.
 
 Order: larger priorities first, first come first served among equals; and every eighth permit goes to
 whoever has waited longest, so that a steady feed of important calls starves nobody.
@@ -9,17 +10,23 @@ whoever has waited longest, so that a steady feed of important calls starves nob
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from headgate.core.model import NEVER, SECOND, UNSENT, Costs, Granted, Refused, Report, Wait
 from headgate.core.plan import Plan
-from headgate.errors import AcquireTimeout, CostExceedsLimit
+from headgate.errors import AcquireTimeout, ConfigurationError, CostExceedsLimit
 from headgate.stores.base import Store
 
+if TYPE_CHECKING:
+    import asyncio
+
 ELDEST_EVERY = 8
+LOOK_SECONDS = 0.25
+"""How often those who are not the head see whether the head has missed its instant."""
 
 WAITING, GRANTED, FAILED, GONE = range(4)
 
@@ -68,6 +75,31 @@ def _outcome(waiter: Waiter) -> Granted:
     return waiter.grant
 
 
+_lines: WeakKeyDictionary[Store, WeakValueDictionary[str, Line]] = WeakKeyDictionary()
+_registry = threading.Lock()
+
+
+def line_of(store: Store, key: str, plan: Plan) -> Line:
+    """The one line of this process for a key of a store.
+
+    Raises:
+        ConfigurationError: others stand in it under different limits.
+    """
+    with _registry:
+        lines = _lines.get(store)
+        if lines is None:
+            lines = _lines[store] = WeakValueDictionary()
+        line = lines.get(key)
+        if line is None:
+            line = lines[key] = Line(store, key, plan)
+        elif line.plan.limits != plan.limits:
+            known = ", ".join(limit.name for limit in line.plan.limits)
+            raise ConfigurationError(
+                f"the key {key!r} is in use with other limits ({known}); give another key=, or the same limits"
+            )
+        return line
+
+
 class Line:
     """The line for one key of a store.
 
@@ -84,7 +116,8 @@ class Line:
         self.waiting = 0
         self.until_us = 0
         self.blocking = -1
-        self.on_wait: Callable[[Wait], None] | None = None
+        self.watchers: tuple[Callable[[Wait], None], ...] = ()
+        self._looking: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._lock = threading.Lock()
         self._ranks: dict[float, deque[Waiter]] = {}
         self._numbers = 0
@@ -106,19 +139,22 @@ class Line:
         if self.waiting:
             self.serve()
 
-    def acquire(self, costs: Costs, priority: float, max_wait: float | None) -> Granted:
-        """A permit, blocking this thread.
+    def acquire(self, costs: Costs, priority: float, max_wait: float | None) -> tuple[Granted, int]:
+        """A permit, blocking this thread, and the instant at which it was asked for.
 
         Raises:
             CostExceedsLimit, AcquireTimeout
         """
+        answer = self.ask(costs)
+        if type(answer) is Granted:
+            return answer, answer.at_us
         asked_us = self.store.now().elapsed_us
-        grant = self._try(costs, asked_us, max_wait)
-        waiter = None
+        self._see(answer, costs, asked_us, max_wait)
+        grant = waiter = None
         while grant is None or self.store.now().elapsed_us > grant.use_before_us:
             waiter = waiter or Waiter(costs, priority, asked_us)
             grant = self._block(waiter, grant, max_wait)
-        return grant
+        return grant, asked_us
 
     def _block(self, waiter: Waiter, late: Granted | None, max_wait: float | None) -> Granted:
         bell = threading.Event()
@@ -133,12 +169,13 @@ class Line:
                     if pause <= 0:
                         self._expire(waiter, max_wait)
                         continue
-                if self._head is waiter and self.until_us < NEVER:
-                    due = (self.until_us - now) / SECOND
-                    if due <= 0:
-                        self.serve()
-                        continue
-                    pause = due if pause is None else min(due, pause)
+                due = (self.until_us - now) / SECOND
+                if self._head is not waiter:
+                    due += LOOK_SECONDS
+                if due <= 0:
+                    self.serve()
+                    continue
+                pause = min(due, LOOK_SECONDS if self._head is not waiter else threading.TIMEOUT_MAX, pause or due)
                 bell.wait(pause)
                 bell.clear()
             return _outcome(waiter)
@@ -146,21 +183,28 @@ class Line:
             self._abandon(waiter)
             raise
 
-    async def acquire_async(self, costs: Costs, priority: float, max_wait: float | None) -> Granted:
-        """A permit, suspending this task.
+    async def acquire_async(
+        self, costs: Costs, priority: float, max_wait: float | None
+    ) -> tuple[Granted, int]:
+        """A permit, suspending this task, and the instant at which it was asked for.
 
         Raises:
             CostExceedsLimit, AcquireTimeout
         """
+        answer = self.ask(costs)
+        if type(answer) is Granted:
+            return answer, answer.at_us
         asked_us = self.store.now().elapsed_us
-        grant = self._try(costs, asked_us, max_wait)
-        waiter = None
+        self._see(answer, costs, asked_us, max_wait)
+        grant = waiter = None
         while grant is None or self.store.now().elapsed_us > grant.use_before_us:
             waiter = waiter or Waiter(costs, priority, asked_us)
             grant = await self._suspend(waiter, grant, max_wait)
-        return grant
+        return grant, asked_us
 
     async def _suspend(self, waiter: Waiter, late: Granted | None, max_wait: float | None) -> Granted:
+        import asyncio  # only those who run a loop pay for it
+
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         alarm: asyncio.TimerHandle | None = None
@@ -199,6 +243,7 @@ class Line:
             deadline = loop.call_later(max(left, 0), self._expire, waiter, max_wait)
         try:
             self._join(waiter, late)
+            self._look_now_and_then(loop)
             if waiter.state is WAITING:  # else at once: a loop whose turns are slow would be late for ever
                 await done
         except BaseException:
@@ -211,20 +256,32 @@ class Line:
                 deadline.cancel()
         return _outcome(waiter)
 
-    def _try(self, costs: Costs, asked_us: int, max_wait: float | None) -> Granted | None:
-        """A permit at once if nobody is in line; an error if it would come too late, or never."""
-        answer = self.ask(costs)
-        if answer is None:
-            return None
-        if type(answer) is Granted:
-            return answer
+    def _look_now_and_then(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See from this loop that nobody waits beyond the told instant, as long as anybody waits."""
+        if loop in self._looking or not self.waiting:
+            return
+        self._looking.add(loop)
+
+        def look() -> None:
+            if not self.waiting:
+                self._looking.discard(loop)
+                return
+            if self.until_us < self.store.now().elapsed_us - LOOK_SECONDS * SECOND / 2:
+                self.serve()
+            loop.call_later(LOOK_SECONDS, look)
+
+        loop.call_later(LOOK_SECONDS, look)
+
+    def _see(
+        self, answer: Wait | Refused | Granted | None, costs: Costs, asked_us: int, max_wait: float | None
+    ) -> None:
+        """Raise if a permit will never come, or only after ``max_wait``."""
         if type(answer) is Refused:
             raise self._refusal(costs, answer)
         if max_wait is not None and type(answer) is Wait and answer.until_us < NEVER:
             seconds = (answer.until_us - asked_us) / SECOND
             if seconds > max_wait:
                 raise self._timeout(max_wait, answer.rule, seconds)
-        return None
 
     # The line itself
 
@@ -267,8 +324,9 @@ class Line:
                 called.append(head)
             # Those whose loop has been closed under them are not coming back.
             lost = [self._bury(waiter) for waiter in called if waiter.lost] != []
-        if wait is not None and self.on_wait is not None:
-            self.on_wait(wait)
+        if wait is not None:
+            for watcher in self.watchers:
+                watcher(wait)
 
     def _ask_for_all(self, woken: list[Waiter]) -> Wait | None:
         """Ask, from the front, until one has to wait, who is the new head; collect those who need not."""

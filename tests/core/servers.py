@@ -158,7 +158,6 @@ class Grid:
         return self.receipts.setdefault(self.window, len(self.receipts))
 
     def refund(self, at: int, receipt: Receipt, units: int) -> None:
-        self._turn(at)
         if self.receipts.get(self.window) == receipt:
             self.used -= units
 

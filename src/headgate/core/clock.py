@@ -44,10 +44,10 @@ def steady_time(steady: Steady, now: Now) -> int:
 
 
 Alive: TypeAlias = list[int]
-"""[frozen_us, in flight, last answer, mean gap and mean latency in 1/16 µs, answers seen, late answers to skip,
-instant since which there is a crowd in flight, longest silence to believe]."""
+"""[frozen_us, held since or -1, in flight, last answer, mean gap and mean latency in 1/16 µs, answers seen, late
+answers to skip, until when to skip them at most, instant since which there is a crowd, longest hold]."""
 
-FROZEN, FLYING, LAST, GAP, LATENCY, SEEN, SKIP, SINCE, CAP = range(9)
+FROZEN, HELD, FLYING, LAST, GAP, LATENCY, SEEN, SKIP, SKIP_UNTIL, SINCE, CAP = range(11)
 
 CROWD = 10
 """With fewer calls in flight a silence says nothing."""
@@ -57,38 +57,51 @@ PATIENCE = 8
 """Mean gaps of silence that are still ordinary: at random arrivals one gap in 3,000 is longer."""
 LEAST_PATIENCE_US = 4_000
 """Answers reach us in batches of a loop's turn; less silence than that is no silence."""
+CATCH_UP = 4
+"""A server that stood still is believed to have caught up after this part of the time it stood."""
 
 
 def fresh_alive(at: int, longest_transit_us: int) -> Alive:
     """``longest_transit_us`` is the largest ``D`` of the plan: a silence is believed for four of them."""
-    return [0, 0, at, 0, 0, 0, 0, at, max(2 * SECOND, 4 * longest_transit_us)]
+    return [0, -1, 0, at, 0, 0, 0, 0, 0, at, max(2 * SECOND, 4 * longest_transit_us)]
 
 
-def _overdue_from(alive: Alive) -> int:
-    """The instant from which silence means that the server stands still; NEVER while it means nothing."""
-    if alive[SKIP]:
-        return alive[LAST]
-    if alive[FLYING] < CROWD or alive[SEEN] < LEARNED:
-        return NEVER
-    patience = max(LEAST_PATIENCE_US, PATIENCE * (alive[GAP] >> 4))
-    # calls that were all sent a moment ago are not due yet
-    return max(alive[LAST], alive[SINCE] + (alive[LATENCY] >> 4)) + patience
+def touch(alive: Alive, at: int) -> None:
+    """Somebody asks or settles at steady instant ``at``: see whether the server still answers.
+
+    The clock is stopped only from here, not looking back: a silence in which we did nothing ourselves
+    may have been our own.
+    """
+    if alive[HELD] >= 0:
+        if alive[SKIP] and at >= alive[SKIP_UNTIL]:
+            _release(alive, alive[SKIP_UNTIL])
+    elif alive[FLYING] >= CROWD and alive[SEEN] >= LEARNED:
+        patience = max(LEAST_PATIENCE_US, PATIENCE * (alive[GAP] >> 4))
+        # calls that were all sent a moment ago are not due yet
+        if at > max(alive[LAST], alive[SINCE] + (alive[LATENCY] >> 4)) + patience:
+            alive[HELD] = at
+
+
+def _release(alive: Alive, at: int) -> None:
+    alive[FROZEN] += min(max(at - alive[HELD], 0), alive[CAP])
+    alive[HELD] = -1
+    alive[SKIP] = 0
 
 
 def alive_time(alive: Alive, at: int) -> int:
-    """The alive time at steady instant ``at`` if no answer came since the last one recorded."""
-    frozen = alive[FROZEN]
-    if alive[FLYING] >= CROWD or alive[SKIP]:
-        overdue = at - _overdue_from(alive)
-        if overdue > 0:
-            frozen += min(overdue, alive[CAP])
-    return at - frozen
+    """The alive time at steady instant ``at``."""
+    held = alive[HELD]
+    return at - alive[FROZEN] - (min(max(at - held, 0), alive[CAP]) if held >= 0 else 0)
 
 
 def steady_of_alive(alive: Alive, instant: int) -> int:
-    """The steady instant at which alive time reaches ``instant`` if no further answer comes."""
+    """The steady instant at which alive time reaches ``instant`` if nothing else happens."""
     at = instant + alive[FROZEN]
-    return at if at <= _overdue_from(alive) else at + alive[CAP]
+    if alive[HELD] < 0 or at <= alive[HELD]:
+        return at
+    if alive[SKIP]:
+        return at + min(max(alive[SKIP_UNTIL] - alive[HELD], 0), alive[CAP])
+    return at + alive[CAP]
 
 
 def record_departure(alive: Alive, at: int) -> None:
@@ -104,22 +117,29 @@ def record_end(alive: Alive) -> None:
         alive[FLYING] -= 1
 
 
-def record_answer(alive: Alive, granted_at: int, at: int) -> None:
-    """An answer came at steady instant ``at``: learn what is usual, or note how long nothing came."""
-    overdue_from = _overdue_from(alive)
-    gap = at - max(alive[LAST], alive[SINCE] + (alive[LATENCY] >> 4))
-    alive[FROZEN] = at - alive_time(alive, at)
+def record_answer(alive: Alive, granted_at: int, at: int) -> int:
+    """An answer came at steady instant ``at``: learn what is usual, or let the clock go on.
+
+    Returns the alive time.
+    """
+    latency = alive[LATENCY]
+    gap = at - max(alive[LAST], alive[SINCE] + (latency >> 4))
+    mean = alive[GAP] >> 4
     alive[LAST] = at
     alive[SEEN] += 1
-    alive[LATENCY] += (at - granted_at) - (alive[LATENCY] >> 4)
+    alive[LATENCY] += (at - granted_at) - (latency >> 4)
+    if alive[HELD] < 0:
+        if gap >= 0 and alive[FLYING] >= CROWD:
+            alive[GAP] += gap - mean
+        return at - alive[FROZEN]
     if alive[SKIP]:
         alive[SKIP] -= 1
-        return
-    mean = alive[GAP] >> 4
-    if at > overdue_from:
+    else:
         # Those that fell due during the silence come first, and prove nothing of the calls that piled
         # up behind them.
-        alive[SKIP] = min(gap // max(mean, 1), alive[FLYING])
-        gap = PATIENCE * mean + 16
-    if alive[FLYING] >= CROWD and gap >= 0:
-        alive[GAP] += gap - mean
+        silence = at - alive[HELD]
+        alive[SKIP] = min(silence // max(mean, 1), alive[FLYING])
+        alive[SKIP_UNTIL] = at + silence // CATCH_UP
+    if not alive[SKIP]:
+        _release(alive, at)
+    return alive_time(alive, at)

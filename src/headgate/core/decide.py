@@ -13,6 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headgate.core.clock import (
+    CROWD,
+    FLYING,
+    FROZEN,
+    HELD,
     Alive,
     Steady,
     alive_time,
@@ -22,10 +26,12 @@ from headgate.core.clock import (
     record_departure,
     record_end,
     steady_time,
+    touch,
 )
 from headgate.core.limits.base import Rule, Settled
 from headgate.core.limits.base import State as RuleState
 from headgate.core.model import (
+    ANSWERED,
     MINUTE,
     NEVER,
     SECOND,
@@ -94,11 +100,7 @@ def acquire(plan: Plan, asks: Sequence[Costs], state: State, now: Now) -> list[D
     Whoever is granted is charged on every limit at once. The first that has to wait holds up all behind
     it, so that nobody is overtaken; they are told the same instant. A refusal holds up nobody.
     """
-    at = steady_time(state.steady, now)
-    alive_at = alive_time(state.alive, at)
-    rules, parts = plan.rules, state.parts
-    for rule, part in zip(rules, parts, strict=True):
-        rule.advance(part, at, alive_at)
+    at, alive_at = _advance(plan, state, now)
     answers: list[Decision] = []
     for costs in asks:
         answer = _decide(plan, costs, state, now, at, alive_at)
@@ -108,8 +110,22 @@ def acquire(plan: Plan, asks: Sequence[Costs], state: State, now: Now) -> list[D
     if len(answers) < len(asks):
         last = answers[-1]
         for costs in asks[len(answers) :]:
-            answers.append(_too_large(rules, costs) or last)
+            answers.append(_too_large(plan.rules, costs) or last)
     return answers
+
+
+def _advance(plan: Plan, state: State, now: Now) -> tuple[int, int]:
+    """Let time pass up to ``now``; returns it as (steady time, alive time)."""
+    at = steady_time(state.steady, now)
+    alive = state.alive
+    if alive[FLYING] < CROWD and alive[HELD] < 0:  # nearly always
+        alive_at = at - alive[FROZEN]
+    else:
+        touch(alive, at)
+        alive_at = alive_time(alive, at)
+    for rule, part in zip(plan.rules, state.parts, strict=False):
+        rule.advance(part, at, alive_at)
+    return at, alive_at
 
 
 def _decide(plan: Plan, costs: Costs, state: State, now: Now, at: int, alive_at: int) -> Decision:
@@ -129,16 +145,12 @@ def _decide(plan: Plan, costs: Costs, state: State, now: Now, at: int, alive_at:
     if state.shut:
         _send_probes(state, costs, at)
     record_departure(state.alive, at)
-    elapsed = now.elapsed_us
-    return Granted(
-        costs,
-        elapsed,
-        elapsed + plan.use_before_us if plan.use_before_us < NEVER else NEVER,
-        tuple(
-            rule.take(part, cost, at, alive_at) if cost else ()
-            for rule, part, cost in zip(rules, parts, costs, strict=True)
-        ),
-    )
+    elapsed = now[0]
+    marks = [
+        rule.take(part, cost, at, alive_at) if cost else ()
+        for rule, part, cost in zip(rules, parts, costs, strict=False)
+    ]
+    return Granted(costs, elapsed, min(elapsed + plan.use_before_us, NEVER), tuple(marks))
 
 
 def _elapsed(steady: int, state: State) -> int:
@@ -186,20 +198,21 @@ def _send_probes(state: State, costs: Costs, at: int) -> None:
 
 def settle(plan: Plan, reports: Sequence[Report], state: State, now: Now) -> None:
     """Book what became of calls: charge, give back, correct, shut and open."""
-    at = steady_time(state.steady, now)
     for report in reports:
-        alive_at = alive_time(state.alive, at)
-        for rule, part in zip(plan.rules, state.parts, strict=True):
-            rule.advance(part, at, alive_at)
+        at, alive_at = _advance(plan, state, now)
         if report.signal.outcome == "answered":
-            record_answer(state.alive, report.grant.at_us + state.steady[0], at)
-            alive_at = alive_time(state.alive, at)
+            alive_at = record_answer(state.alive, report.grant.at_us + state.steady[0], at)
         record_end(state.alive)
         _settle(plan, report, state, at, alive_at)
 
 
 def _settle(plan: Plan, report: Report, state: State, at: int, alive_at: int) -> None:
     grant, signal = report
+    if signal is ANSWERED and not state.shut:
+        for rule, part, cost, marks in zip(plan.rules, state.parts, grant.costs, grant.marks, strict=True):
+            if cost:
+                rule.settle(part, cost, marks, Settled("answered", cost), at, alive_at)
+        return
     throttle = signal.throttle
     granted_at = grant.at_us + state.steady[0]
     for index, (rule, part, cost, marks) in enumerate(
@@ -279,10 +292,7 @@ def _open(state: State, index: int, signal: Signal, granted_at: int) -> None:
 
 def used(plan: Plan, state: State, now: Now) -> tuple[int, ...]:
     """Units that stand against each limit now."""
-    at = steady_time(state.steady, now)
-    alive_at = alive_time(state.alive, at)
-    for rule, part in zip(plan.rules, state.parts, strict=True):
-        rule.advance(part, at, alive_at)
+    _advance(plan, state, now)
     return tuple(rule.used(part) for rule, part in zip(plan.rules, state.parts, strict=True))
 
 
@@ -310,10 +320,8 @@ def lead(plan: Plan, state: State, units: Sequence[int], now: Now) -> None:
     A copy of the state that is kept for the case of a crash is charged with all that may be granted
     before the next copy.
     """
-    at = steady_time(state.steady, now)
-    alive_at = alive_time(state.alive, at)
+    at, alive_at = _advance(plan, state, now)
     for rule, part, ahead in zip(plan.rules, state.parts, units, strict=True):
-        rule.advance(part, at, alive_at)
         if ahead:
             rule.take(part, ahead, at, alive_at)
 

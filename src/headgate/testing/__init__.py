@@ -1,14 +1,14 @@
 """For tests of programs that use headgate: a clock that only moves when told, and time that costs nothing.
 
-With headgate installed, pytest offers two fixtures: ``fake_clock`` (a :class:`FakeClock`) and ``sim`` (rate-limited
-servers, see ``headgate.testing.simulator``). ::
+With headgate installed, pytest offers two fixtures: ``fake_clock`` (a :class:`FakeClock`) and ``sim``
+(rate-limited servers, see ``headgate.testing.simulator``). ::
 
     from headgate import Limiter
     from headgate.stores.memory import MemoryStore
 
 
     def test_ten_calls_take_nine_minutes(fake_clock):
-        limiter = Limiter("requests=1/min:burst=1", store=MemoryStore(fake_clock))
+        limiter = Limiter("requests=1/min:burst=1:start=full", store=MemoryStore(fake_clock))
 
         async def ten_calls():
             for _ in range(10):

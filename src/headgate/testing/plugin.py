@@ -1,4 +1,7 @@
-"""The pytest plugin: fixtures ``fake_clock`` and ``sim``. It is loaded by every pytest, so it loads nothing."""
+"""The pytest plugin: the fixtures ``fake_clock`` and ``sim``.
+
+Every pytest loads it where headgate is installed, so it loads next to nothing itself.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def fake_clock() -> FakeClock:
 
 @pytest.fixture
 def sim() -> Iterator[StartServer]:
-    """Start rate-limited servers, each in a thread: ``sim("requests=20/s:burst=5").url``. Closed at the end."""
+    """Start rate-limited servers, until the test ends: ``sim("requests=20/s:burst=5", latency="20ms").url``."""
     from headgate.testing.simulator import simulated_servers
 
     with simulated_servers() as start:

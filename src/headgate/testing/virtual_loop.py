@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import selectors
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from headgate.core.model import SECOND
@@ -31,9 +32,14 @@ class _Jumps(selectors.DefaultSelector):
         super().__init__()
         self.clock = clock
         self.turns = 0
+        self.acts: dict[int, Callable[[], object]] = {}
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self.turns += 1
+        act = self.acts.pop(self.turns, None)
+        if act is not None:
+            act()
+            return super().select(0)
         events = super().select(0 if timeout is not None else PATIENCE_SECONDS)
         if not events:
             if timeout is None:
@@ -60,3 +66,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def turns(self) -> int:
         """How often it has looked for something to do: a deterministic count of steps."""
         return self._jumps.turns
+
+    def at_turn(self, turn: int, act: Callable[[], object]) -> None:
+        """Call ``act`` between two turns, just before number ``turn``.
+
+        Cancel a task at turn 1, 2, … of the same program, and you have cancelled it at every ``await``.
+        """
+        self._jumps.acts[turn] = act

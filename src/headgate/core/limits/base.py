@@ -112,6 +112,10 @@ class Holds:
         state[base] -= cost
         return True
 
+    def due(self, state: State, alive_at: int) -> bool:
+        """Whether the oldest slot has lapsed."""
+        return self.lapses and alive_at - self.transit_us >= (state[self.base + 1] + 1) * self.slot_us
+
     def next_lapse(self, state: State, at: int, alive_at: int) -> tuple[int, int] | None:
         """Take away the oldest hold that has lapsed by ``at``: (instant, cost), or None if there is none."""
         base = self.base

@@ -88,12 +88,10 @@ class SlidingWindow:
         state[GHOSTS] += units
 
     def advance(self, state: State, at: int, alive_at: int) -> None:
-        while state[HOLDS]:
-            lapse = self.holds.next_lapse(state, at, alive_at)
-            if lapse is None:
-                break
-            self._roll(state, lapse[0])
-            self._add(state, LOG, LOGGED, lapse[1], lapse[0])
+        if state[HOLDS] and self.holds.due(state, alive_at):
+            while lapse := self.holds.next_lapse(state, at, alive_at):
+                self._roll(state, lapse[0])
+                self._add(state, LOG, LOGGED, lapse[1], lapse[0])
         self._roll(state, at)
 
     def _roll(self, state: State, at: int) -> None:

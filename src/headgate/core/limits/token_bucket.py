@@ -65,22 +65,21 @@ class TokenBucket:
         return [level, at, int(start == "auto"), 0, 0, 0, 0, 0, *self.holds.fresh()]
 
     def advance(self, state: State, at: int, alive_at: int) -> None:
-        while state[HOLDS]:
-            lapse = self.holds.next_lapse(state, at, alive_at)
-            if lapse is None:
-                break
-            self._refill(state, lapse[0])
-            self._debit(state, lapse[1])
+        if state[HOLDS] and self.holds.due(state, alive_at):
+            while lapse := self.holds.next_lapse(state, at, alive_at):
+                self._refill(state, lapse[0])
+                self._debit(state, lapse[1])
         self._refill(state, at)
 
     def _refill(self, state: State, at: int) -> None:
         passed = at - state[AT]
         if passed > 0:
-            room = (state[LIFT] or self.full) - state[LEVEL]
-            if passed > room >> self.shift:
-                state[LEVEL] += max(room, 0)
-            else:
-                state[LEVEL] += passed << self.shift
+            level = state[LEVEL]
+            room = (state[LIFT] or self.full) - level
+            if passed <= room >> self.shift:
+                state[LEVEL] = level + (passed << self.shift)
+            elif room > 0:
+                state[LEVEL] = level + room
             state[AT] = at
 
     def _debit(self, state: State, units: int) -> None:
