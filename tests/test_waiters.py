@@ -205,6 +205,20 @@ class TestOrder:
         fake_clock.advance(2)
         assert limiter.try_permit(tokens=1) is not None
 
+    def test_an_important_call_that_fits_does_not_wait_for_a_large_one(self, fake_clock: FakeClock) -> None:
+        limiter = limiter_on(fake_clock, "tokens=10/s:burst=10:start=full")
+
+        async def main() -> None:
+            (await limiter.acquire_async(tokens=4)).settle()
+            head = asyncio.create_task(limiter.acquire_async(tokens=10))
+            await asyncio.sleep(0)
+            (await limiter.acquire_async(tokens=1, priority=1)).settle()
+            assert fake_clock.elapsed_seconds == 0
+            (await head).settle()
+            assert fake_clock.elapsed_seconds == 0.5001
+
+        fake_clock.run(main())
+
     def test_keys_do_not_block_each_other(self, fake_clock: FakeClock) -> None:
         store = MemoryStore(fake_clock)
         full, free = (Limiter("concurrency=1", key=key, store=store) for key in ("full", "free"))
@@ -222,7 +236,6 @@ class TestOrder:
 
         fake_clock.run(main())
 
-    @pytest.mark.xfail(strict=True, reason="each limiter has a line of its own")
     def test_limiters_of_one_key_and_store_stand_in_one_line(self, fake_clock: FakeClock) -> None:
         store = MemoryStore(fake_clock)
         one, other = (Limiter("concurrency=1", store=store) for _ in range(2))
@@ -605,7 +618,6 @@ class TestClosedLoops:
         assert is_empty(limiter)
         del tasks
 
-    @pytest.mark.xfail(strict=True, reason="only the head holds a timer, and its loop is gone")
     def test_those_behind_a_dead_head_go_when_it_is_time(self) -> None:
         limiter = Limiter("requests=100/s:burst=1:start=full")
         limiter.acquire().settle()
@@ -738,7 +750,6 @@ class TestStalls:
 
         assert fake_clock.run(main()) <= 1
 
-    @pytest.mark.xfail(strict=True, reason="only the head holds a timer, and its loop is busy")
     def test_a_busy_loop_does_not_stop_the_others(self) -> None:
         limiter = Limiter("requests=100/s:burst=1:start=full")
         limiter.acquire().settle()

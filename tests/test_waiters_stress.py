@@ -6,13 +6,14 @@ import asyncio
 import random
 import threading
 import time
+from functools import partial
 
 from headgate import AcquireTimeout, Limiter
 from tests.waiting import InThread
 
-THREADS, LOOPS, TASKS = 8, 2, 20
+THREADS, LOOPS, TASKS = 8, 2, 6
 SLOTS = 6
-SECONDS = 1.5
+SECONDS = 2.5
 
 
 class Slots:
@@ -37,7 +38,6 @@ def test_threads_and_loops_lose_nothing_and_exceed_nothing() -> None:
     limiter = Limiter(
         f"concurrency={SLOTS}",
         "requests=200k/s:burst=2k:start=full",
-        "tokens=10M/s:burst=200k:start=full:charge=usage",
     )
     slots = Slots()
     end = time.monotonic() + SECONDS
@@ -49,14 +49,13 @@ def test_threads_and_loops_lose_nothing_and_exceed_nothing() -> None:
         while time.monotonic() < end:
             try:
                 with limiter.permit(
-                    tokens=choose.randrange(50),
                     priority=choose.choice((0, 0, 1)),
-                    max_wait=choose.choice((None, None, 0.000_2)),
+                    max_wait=choose.choice((None, None, None, 0.000_2)),
                 ) as permit:
                     slots.enter()
                     slots.leave()
                     if not done % 7:
-                        permit.settle(tokens=1)
+                        permit.settle(requests=1)
                 done += 1
             except AcquireTimeout:
                 pass
@@ -67,9 +66,7 @@ def test_threads_and_loops_lose_nothing_and_exceed_nothing() -> None:
         done = 0
         while time.monotonic() < end:
             try:
-                async with limiter.permit(
-                    tokens=choose.randrange(50), max_wait=choose.choice((None, None, 0.000_2))
-                ):
+                async with limiter.permit(max_wait=choose.choice((None, None, None, 0.000_2))):
                     slots.enter()
                     try:
                         if not done % 5:
@@ -98,8 +95,8 @@ def test_threads_and_loops_lose_nothing_and_exceed_nothing() -> None:
         counts, _ = await asyncio.gather(asyncio.gather(*tasks), cancel_some())
         settled.append(sum(counts))
 
-    threads = [InThread(lambda seed=seed: block(seed)) for seed in range(THREADS)]
-    loops = [InThread(lambda seed=seed: asyncio.run(many(seed * 1000))) for seed in range(1, LOOPS + 1)]
+    threads = [InThread(partial(block, seed)) for seed in range(THREADS)]
+    loops = [InThread(partial(asyncio.run, many(seed * 1000))) for seed in range(1, LOOPS + 1)]
     for thread in (*threads, *loops):
         thread.result()
     assert slots.most <= SLOTS, "more at once than there are slots"
@@ -109,4 +106,4 @@ def test_threads_and_loops_lose_nothing_and_exceed_nothing() -> None:
     line = limiter._line
     assert (limiter.waiting, line._head, line._ranks) == (0, None, {})
     assert limiter.used()["concurrency"] == 0
-    assert slots.calls > 5_000
+    assert slots.calls > 2_000, "or it was no test"

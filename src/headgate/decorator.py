@@ -5,16 +5,22 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-if TYPE_CHECKING:
-    from headgate.limiter import Limiter
+from headgate.errors import ConfigurationError
 
 Units: TypeAlias = Mapping[str, int]
 
 
+class Asked(Protocol):
+    """What is needed of a limiter."""
+
+    def permit(self, *, max_wait: float | None = None, priority: float = 0, **units: int) -> Any:
+        """A permit for ``with`` and ``async with``."""
+
+
 def limited(
-    limiter: Limiter,
+    limiter: Asked,
     *,
     cost: Callable[..., Units] | Units | None = None,
     usage: Callable[[Any], Units] | None = None,
@@ -28,7 +34,12 @@ def limited(
         return limiter.permit(max_wait=max_wait, priority=priority, **units)
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-        if inspect.iscoroutinefunction(function):
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                "a generator function returns before it has begun: take the permit inside it"
+            )
+        is_coroutine = inspect.iscoroutinefunction
+        if is_coroutine(function) or is_coroutine(getattr(function, "__call__", None)):  # noqa: B004
 
             @functools.wraps(function)
             async def call_async(*args: Any, **kwargs: Any) -> Any:

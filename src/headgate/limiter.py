@@ -20,6 +20,7 @@ from headgate.core.model import ANSWERED, LOST, SECOND, UNSENT, Limit, Report, S
 from headgate.core.plan import Plan
 from headgate.core.retry import SPENDS_NO_ATTEMPT, class_of_status
 from headgate.core.text import parse_limits
+from headgate.decorator import limited
 from headgate.errors import ConfigurationError
 from headgate.stores.base import Store, open_store
 from headgate.waiters import line_of
@@ -135,23 +136,29 @@ class _Asking:
         self._permit: Permit | None = None
 
     def __enter__(self) -> Permit:
-        self._permit = self._limiter._acquire(self._costs, self._priority, self._max_wait)
-        return self._permit
+        return self._enter(self._limiter._acquire(self._costs, self._priority, self._max_wait))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._permit is not None:
-            self._permit._leave(error)
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            permit._leave(error)
 
     async def __aenter__(self) -> Permit:
-        self._permit = await self._limiter._acquire_async(self._costs, self._priority, self._max_wait)
-        return self._permit
+        return self._enter(await self._limiter._acquire_async(self._costs, self._priority, self._max_wait))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.__exit__(kind, error, trace)
+
+    def _enter(self, permit: Permit) -> Permit:
+        if self._permit is not None:  # two calls at once: the first permit would never be settled
+            permit.give_back()
+            raise RuntimeError("one permit() is for one call at a time: ask for another one")
+        self._permit = permit
+        return permit
 
 
 class Limiter:
@@ -293,8 +300,6 @@ class Limiter:
             usage: makes {meter: units really used} of the result.
             max_wait, priority: as for :meth:`permit`.
         """
-        from headgate.decorator import limited
-
         wrap = limited(self, **options)
         return wrap(*function) if function else wrap
 

@@ -45,6 +45,7 @@ class Waiter:
         "lost",
         "nudge",
         "number",
+        "place",
         "priority",
         "state",
         "wake",
@@ -59,6 +60,7 @@ class Waiter:
         self.lost = False
         self.grant: Granted | None = None
         self.error: Exception | None = None
+        self.place: object = None  # its event loop, if it has one
         self.wake: Callable[[], None] = _nothing
         self.nudge: Callable[[], None] = _nothing
 
@@ -175,7 +177,9 @@ class Line:
                 if due <= 0:
                     self.serve()
                     continue
-                pause = min(due, LOOK_SECONDS if self._head is not waiter else threading.TIMEOUT_MAX, pause or due)
+                pause = min(
+                    due, LOOK_SECONDS if self._head is not waiter else threading.TIMEOUT_MAX, pause or due
+                )
                 bell.wait(pause)
                 bell.clear()
             return _outcome(waiter)
@@ -218,7 +222,9 @@ class Line:
             if alarm is not None:
                 alarm.cancel()
                 alarm = None
-            if self._head is waiter and waiter.state is WAITING and self.until_us < NEVER:
+            if self._head is not waiter:
+                self._look_now_and_then(loop)
+            elif waiter.state is WAITING and self.until_us < NEVER:
                 due = (self.until_us - self.store.now().elapsed_us) / SECOND
                 alarm = loop.call_later(max(due, 0), self.serve)
 
@@ -236,7 +242,7 @@ class Line:
 
             return do
 
-        waiter.wake, waiter.nudge = in_loop(ring), in_loop(rearm)
+        waiter.wake, waiter.nudge, waiter.place = in_loop(ring), in_loop(rearm), loop
         deadline = None
         if max_wait is not None:
             left = waiter.asked_us / SECOND + max_wait - self.store.now().elapsed_us / SECOND
@@ -254,23 +260,27 @@ class Line:
                 alarm.cancel()
             if deadline is not None:
                 deadline.cancel()
+            self._look_now_and_then(loop)  # for those of this loop that are left
         return _outcome(waiter)
 
     def _look_now_and_then(self, loop: asyncio.AbstractEventLoop) -> None:
-        """See from this loop that nobody waits beyond the told instant, as long as anybody waits."""
-        if loop in self._looking or not self.waiting:
-            return
-        self._looking.add(loop)
+        """See from this loop that nobody waits beyond the told instant, while the head waits elsewhere."""
+
+        def needed() -> bool:
+            head = self._head
+            return self.waiting > 0 and (head is None or head.place is not loop) and not loop.is_closed()
 
         def look() -> None:
-            if not self.waiting:
+            if not needed():
                 self._looking.discard(loop)
                 return
             if self.until_us < self.store.now().elapsed_us - LOOK_SECONDS * SECOND / 2:
                 self.serve()
             loop.call_later(LOOK_SECONDS, look)
 
-        loop.call_later(LOOK_SECONDS, look)
+        if loop not in self._looking and needed():
+            self._looking.add(loop)
+            loop.call_later(LOOK_SECONDS, look)
 
     def _see(
         self, answer: Wait | Refused | Granted | None, costs: Costs, asked_us: int, max_wait: float | None
@@ -314,6 +324,7 @@ class Line:
             called: list[Waiter] = []
             try:
                 with self._lock:
+                    before = self._head
                     wait = self._ask_for_all(called)
                     head = self._head
             finally:
@@ -322,6 +333,9 @@ class Line:
             if head is not None:
                 head.nudge()
                 called.append(head)
+                if before is not None and before is not head and before.state is WAITING:
+                    before.nudge()  # overtaken: its alarm is now another's
+                    called.append(before)
             # Those whose loop has been closed under them are not coming back.
             lost = [self._bury(waiter) for waiter in called if waiter.lost] != []
         if wait is not None:

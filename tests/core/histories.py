@@ -127,7 +127,7 @@ def calendars(draw: st.DrawFn, meter: str = "requests", modes: Sequence[str] = A
 
 @st.composite
 def unknowns(draw: st.DrawFn, meter: str = "requests", modes: Sequence[str] = ALL_MODES) -> Pair:
-    """A limit of unknown kind, and any window server. Costs stay within the small bucket."""
+    """A limit of unknown kind, and any window server; costs above the small bucket as well."""
     amount, period = draw(st.integers(2, 100)), draw(st.sampled_from(PERIODS))
     limit = Limit(
         meter=meter, amount=amount, period_us=period, name=meter + " unknown",
@@ -136,7 +136,7 @@ def unknowns(draw: st.DrawFn, meter: str = "requests", modes: Sequence[str] = AL
         **_charging(draw, modes),  # type: ignore[arg-type]
     )  # fmt: skip
     server = draw(window_servers(amount, period, counter=True))
-    return Pair(limit, server, range(1, max(amount // 20, 1) + 1))
+    return Pair(limit, server, range(1, draw(st.sampled_from((max(amount // 20, 1), amount))) + 1))
 
 
 @st.composite

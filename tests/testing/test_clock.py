@@ -99,8 +99,13 @@ def test_a_program_that_can_never_go_on_is_told_so(
         async with limiter.permit(), limiter.permit():
             pass
 
-    with pytest.raises(Stuck):
-        fake_clock.run(deadlock())
+    def never_stuck() -> None:
+        raise TimeoutError("it is still busy after a thousand turns")
+
+    loop = fake_clock.loop()
+    loop.at_turn(1000, never_stuck)
+    with pytest.raises(Stuck), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(deadlock())
     assert (limiter.waiting, limiter.used()) == (0, {"concurrency": 0})
 
 

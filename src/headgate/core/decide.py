@@ -32,6 +32,7 @@ from headgate.core.limits.base import Rule, Settled
 from headgate.core.limits.base import State as RuleState
 from headgate.core.model import (
     ANSWERED,
+    LARGEST_AMOUNT,
     MINUTE,
     NEVER,
     SECOND,
@@ -99,6 +100,9 @@ def acquire(plan: Plan, asks: Sequence[Costs], state: State, now: Now) -> list[D
 
     Whoever is granted is charged on every limit at once. The first that has to wait holds up all behind
     it, so that nobody is overtaken; they are told the same instant. A refusal holds up nobody.
+
+    Asking charges nothing, but it may notice that the server has fallen silent; what was told before can
+    then prove too early.
     """
     at, alive_at = _advance(plan, state, now)
     answers: list[Decision] = []
@@ -123,8 +127,9 @@ def _advance(plan: Plan, state: State, now: Now) -> tuple[int, int]:
     else:
         touch(alive, at)
         alive_at = alive_time(alive, at)
+    wall_us = now[1]
     for rule, part in zip(plan.rules, state.parts, strict=False):
-        rule.advance(part, at, alive_at)
+        rule.advance(part, at, alive_at, wall_us)
     return at, alive_at
 
 
@@ -142,15 +147,14 @@ def _decide(plan: Plan, costs: Costs, state: State, now: Now, at: int, alive_at:
         wait = _wait(plan, costs, state, at)
         if wait is not None:
             return Wait(_elapsed(wait.until_us, state), wait.rule)
-    if state.shut:
-        _send_probes(state, costs, at)
+    probe = state.shut > 0 and _send_probes(state, costs, at)
     record_departure(state.alive, at)
     elapsed = now[0]
     marks = [
         rule.take(part, cost, at, alive_at) if cost else ()
         for rule, part, cost in zip(rules, parts, costs, strict=False)
     ]
-    return Granted(costs, elapsed, min(elapsed + plan.use_before_us, NEVER), tuple(marks))
+    return Granted(costs, elapsed, min(elapsed + plan.use_before_us, NEVER), tuple(marks), at, probe)
 
 
 def _elapsed(steady: int, state: State) -> int:
@@ -186,14 +190,17 @@ def _wait(plan: Plan, costs: Costs, state: State, at: int) -> Wait | None:
 
 def _gate_opens(gate: Gate, at: int) -> int:
     if gate[PROBED] >= 0 and at < gate[PROBED] + PROBE_LEASE_US:
-        return gate[PROBED] + PROBE_LEASE_US
+        return max(gate[UNTIL], gate[PROBED] + PROBE_LEASE_US)
     return gate[UNTIL]
 
 
-def _send_probes(state: State, costs: Costs, at: int) -> None:
+def _send_probes(state: State, costs: Costs, at: int) -> bool:
+    probes = False
     for gate, cost in zip(state.gates, costs, strict=True):
         if gate and cost:
             gate[PROBED] = at
+            probes = True
+    return probes
 
 
 def settle(plan: Plan, reports: Sequence[Report], state: State, now: Now) -> None:
@@ -201,7 +208,7 @@ def settle(plan: Plan, reports: Sequence[Report], state: State, now: Now) -> Non
     for report in reports:
         at, alive_at = _advance(plan, state, now)
         if report.signal.outcome == "answered":
-            alive_at = record_answer(state.alive, report.grant.at_us + state.steady[0], at)
+            alive_at = record_answer(state.alive, report.grant.steady_us, at)
         record_end(state.alive)
         _settle(plan, report, state, at, alive_at)
 
@@ -214,26 +221,23 @@ def _settle(plan: Plan, report: Report, state: State, at: int, alive_at: int) ->
                 rule.settle(part, cost, marks, Settled("answered", cost), at, alive_at)
         return
     throttle = signal.throttle
-    granted_at = grant.at_us + state.steady[0]
+    hit = _hit(throttle, plan, grant.costs) if throttle is not None else ()
     for index, (rule, part, cost, marks) in enumerate(
         zip(plan.rules, state.parts, grant.costs, grant.marks, strict=True)
     ):
         if not cost:
             continue
-        hit = throttle is not None and _hits(throttle, rule, plan)
-        if hit:
-            rule.settle(part, cost, marks, Settled("unsent", 0), at, alive_at)
-            rule.refused(part, cost, at)
-            if throttle is not None:
-                _shut(state, index, throttle, rule, granted_at, at)
+        if throttle is not None and index in hit:
+            rule.refused(part, cost, marks, at, alive_at)
+            _shut(state, index, throttle, rule, grant, at)
         else:
             rule.settle(part, cost, marks, Settled(signal.outcome, _charge(rule, cost, signal)), at, alive_at)
             if state.gates[index]:
-                _open(state, index, signal, granted_at)
+                _open(state, index, signal, grant, at)
         if signal.readings and throttle is None:
             for reading in signal.readings:
                 if reading.meter == rule.limit.meter:
-                    rule.read(part, cost, marks, reading, granted_at, at)
+                    rule.read(part, cost, marks, reading, grant.steady_us, at)
 
 
 def _charge(rule: Rule, cost: int, signal: Signal) -> int:
@@ -241,31 +245,44 @@ def _charge(rule: Rule, cost: int, signal: Signal) -> int:
     if signal.outcome == "unsent":
         return 0
     meter = rule.limit.meter
-    used = signal.usage.get(meter)
+    used = _bounded(signal.usage.get(meter))
     if rule.limit.settles_to_usage:
         return cost if used is None else used
-    charged = signal.charged.get(meter)
+    charged = _bounded(signal.charged.get(meter))
     if charged is not None:
         return charged
     return cost if used is None else max(cost, used)
 
 
-def _hits(throttle: Throttle, rule: Rule, plan: Plan) -> bool:
-    """Whether that refusal was for this limit: for the meter it named, or for any rate if it named none of ours."""
-    if rule.limit.kind == "concurrency":
-        return throttle.meter == rule.limit.meter
-    if throttle.meter in plan.meters:
-        return throttle.meter == rule.limit.meter
-    return True
+def _bounded(units: int | None) -> int | None:
+    return None if units is None else min(max(units, 0), LARGEST_AMOUNT)
 
 
-def _shut(state: State, index: int, throttle: Throttle, rule: Rule, granted_at: int, at: int) -> None:
+def _hit(throttle: Throttle, plan: Plan, costs: Costs) -> set[int]:
+    """The limits that a refusal was for, as far as it can be known.
+
+    Those on the meter that it named, or any rate if it named none of ours. Of several on one meter the
+    shortest explains a refusal, and the longest one that its window is used up.
+    """
+    named = throttle.meter if throttle.meter in plan.meters else None
+    found: dict[str, int] = {}
+    for index, limit in enumerate(plan.limits):
+        if not costs[index] or (limit.meter != named if named else limit.kind == "concurrency"):
+            continue
+        other = found.get(limit.meter)
+        if other is None or (plan.limits[other].period_us > limit.period_us) != throttle.until_edge:
+            found[limit.meter] = index
+    if throttle.until_edge and found:
+        return {max(found.values(), key=lambda index: plan.limits[index].period_us)}
+    return set(found.values())
+
+
+def _shut(state: State, index: int, throttle: Throttle, rule: Rule, grant: Granted, at: int) -> None:
     gate = state.gates[index]
     if not gate:
         gate += [at, -1, 0]
         state.shut += 1
-    probe_failed = granted_at >= gate[PROBED] >= 0
-    if probe_failed:
+    if _is_probe(gate, grant):
         gate[PROBED] = -1
         gate[STRIKES] += 1
     if throttle.until_edge:
@@ -279,11 +296,15 @@ def _shut(state: State, index: int, throttle: Throttle, rule: Rule, granted_at: 
     gate[UNTIL] = max(gate[UNTIL], until)
 
 
-def _open(state: State, index: int, signal: Signal, granted_at: int) -> None:
+def _is_probe(gate: Gate, grant: Granted) -> bool:
+    return grant.probe and grant.steady_us >= gate[PROBED] >= 0
+
+
+def _open(state: State, index: int, signal: Signal, grant: Granted, at: int) -> None:
     gate = state.gates[index]
-    if gate[PROBED] < 0 or granted_at < gate[PROBED]:
+    if not _is_probe(gate, grant):
         return  # granted before it was shut: its answer proves nothing
-    if signal.outcome == "answered":
+    if signal.outcome == "answered" and gate[UNTIL] <= at:
         gate.clear()
         state.shut -= 1
     else:
@@ -297,7 +318,10 @@ def used(plan: Plan, state: State, now: Now) -> tuple[int, ...]:
 
 
 def replan(old: Plan, new: Plan, state: State, now: Now) -> State:
-    """The state under changed limits: those that are the same go on, the others start anew."""
+    """The state under changed limits: those that are the same go on, the others start anew.
+
+    Whatever was granted under the old limits has to be settled before.
+    """
     kept = {
         limit: (part, gate) for limit, part, gate in zip(old.limits, state.parts, state.gates, strict=True)
     }
@@ -333,5 +357,5 @@ def resume(plan: Plan, state: State, passed_us: int, now: Now) -> None:
     at = steady_time(state.steady, now)
     state.alive = fresh_alive(at, max((rule.transit_us for rule in plan.rules), default=0))
     for rule, part in zip(plan.rules, state.parts, strict=True):
-        rule.advance(part, at, at)
+        rule.advance(part, at, at, now.wall_us)
         rule.orphan(part, at)

@@ -16,7 +16,7 @@ _UNITS_US = {
     "d": 86400e6,
 }
 # Longest unit first: `6ms` is milliseconds, not minutes followed by rubbish.
-_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|ns|us|µs|μs|h|m|s|d)")
+_PART = re.compile(r"(\d{1,18}(?:\.\d{0,30})?|\.\d{1,30})(ms|ns|us|µs|μs|h|m|s|d)")
 
 
 def go_duration_us(text: str) -> int | None:

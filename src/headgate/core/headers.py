@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from headgate.core.durations import go_duration_us
 from headgate.core.model import DAY, SECOND, Reading
 
-_NUMBER = re.compile(r"\d+(?:\.\d+)?\Z")
+_NUMBER = re.compile(r"\d{1,30}(?:\.\d{1,30})?\Z")
 _LONGEST_US = 400 * DAY
 _EPOCH_MS = 1e11
 _EPOCH_S = 1e9

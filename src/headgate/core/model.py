@@ -127,6 +127,10 @@ class Limit:
             raise ConfigurationError(
                 f"{self.meter}: max_transit is above 0 and at most an hour; got {self.max_transit_us / SECOND} s"
             )
+        if self.clock_error_us is not None and not 0 <= self.clock_error_us <= self.period_us // 4:
+            raise ConfigurationError(
+                f"{self.meter}: the clock's error is at most a quarter of the period; got {self.clock_error_us} µs"
+            )
         if not self.name:
             object.__setattr__(self, "name", self._default_name())
 
@@ -215,14 +219,16 @@ class Granted(NamedTuple):
     """Yes: send it now.
 
     ``at_us`` is the instant of the grant and ``use_before_us`` the last at which it may leave (both on
-    the store's elapsed clock; NEVER if nothing depends on it); ``marks`` is what each rule wants
-    back with the settlement.
+    the store's elapsed clock; NEVER if nothing depends on it). The rest is for the settlement: what each
+    rule wants back, the grant's instant in steady time, and whether it probes a limit that is shut.
     """
 
     costs: Costs
     at_us: int
     use_before_us: int
     marks: tuple[tuple[int, ...], ...]
+    steady_us: int
+    probe: bool = False
 
 
 class Wait(NamedTuple):

@@ -30,6 +30,13 @@ ALWAYS_ONE = frozenset({"requests", "concurrency"})
 """A call is one request and takes one slot, unless its cost says otherwise."""
 
 
+def _rule(limit: Limit) -> Rule:
+    try:
+        return _RULES[limit.kind](limit)
+    except OverflowError as error:
+        raise ConfigurationError(f"{limit.name} cannot be kept in whole numbers: {error}") from error
+
+
 class Plan:
     """How to stay under several limits at once: their rules, in the order of the limits.
 
@@ -51,7 +58,7 @@ class Plan:
             if limit.calendar:
                 calendar.zone(limit.zone)  # an unknown zone is told now, not at the first call
         self.limits = tuple(limits)
-        self.rules = tuple(_RULES[limit.kind](limit) for limit in limits)
+        self.rules = tuple(_rule(limit) for limit in limits)
         transits = [rule.transit_us for rule in self.rules if rule.transit_us]
         self.use_before_us = min(transits) // 2 if transits else NEVER
         self._meters = frozenset(limit.meter for limit in limits)

@@ -1,17 +1,18 @@
 """Rates as integers: how long one unit takes.
 
 A bucket is kept in *ticks*, slices of a microsecond: one microsecond refills ``1 << shift`` ticks, and a
-unit costs a fixed number of them. The shift is the largest that keeps a full bucket below 2^51 ticks, so
-that every intermediate result stays below 2^53 and a double computes the same as an integer. A unit is
-rounded up to whole ticks: the rate is never too high, and for buckets of up to 10^9 units too low by at
-most one part in 10^6.
+unit costs a fixed number of them. The shift is the largest that keeps a full bucket below 2^44 ticks, so
+that every intermediate result, debts included, stays below 2^53 and a double computes the same as an integer. A
+unit is rounded up to whole ticks: the rate is never too high, and too low by at most one part in 2^43 / burst:
+0.01 % for buckets of 10^9 units, nothing to speak of for smaller ones.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-FULL_BITS = 51
+FULL_BITS = 44
+"""So that a debt of 256 full buckets stays below 2^53."""
 MOST_SHIFT = 40
 
 CLOCK_DRIFT = 5_000

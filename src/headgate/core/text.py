@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, NoReturn, get_args
 
@@ -53,7 +54,7 @@ class _Reader:
         found = _AMOUNT.match(text)
         if not found:
             self.fail(at, f"expected an amount such as 500, 40k or 2M; got {text!r}")
-        value = float(found[1].replace("_", "")) * _FACTOR[found[2].lower()]
+        value = Decimal(found[1].replace("_", "")) * _FACTOR[found[2].lower()]
         if value != int(value):
             self.fail(at, f"expected whole units; got {text!r}")
         return int(value)

@@ -24,9 +24,11 @@ MONEY_CODES = frozenset(
 RAMP_CODES = frozenset({"slow_down"})
 SIZE_CODES = frozenset({"context_length_exceeded", "string_above_max_length"})
 
-_LIMIT = re.compile(r"\bLimit:? ([\d,]+)")
-_REQUESTED = re.compile(r"\bRequested:? ([\d,]+)")
-_TRY_AGAIN = re.compile(r"try again in ((?:\d+(?:\.\d+)?(?:ms|h|m|s))+)")
+_LIMIT = re.compile(r"\bLimit:? ([\d,]{1,24})(?!\d)")
+_REQUESTED = re.compile(r"\bRequested:? ([\d,]{1,24})(?!\d)")
+_TRY_AGAIN = re.compile(r"try again in ((?:\d{1,9}(?:\.\d{1,9})?(?:ms|h|m|s)){1,4})")
+_MOST_TOKENS = 1 << 40
+"""A usage above it is no usage."""
 _TOKEN_FIELDS = (("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens"))
 
 
@@ -86,10 +88,14 @@ def read_usage(body: Any) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     for given, made in _TOKEN_FIELDS:
-        if isinstance(usage.get(given), int):
-            produced = usage.get(made)
-            return Usage(usage[given], produced if isinstance(produced, int) else 0)
+        found = _tokens(usage.get(given))
+        if found is not None:
+            return Usage(found, _tokens(usage.get(made)) or 0)
     return None
+
+
+def _tokens(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 
 def _error_of(body: Any) -> tuple[str, str, str]:

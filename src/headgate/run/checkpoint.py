@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from headgate.errors import ConfigurationError
+from headgate.run.rows import template_file
 from headgate.run.settings import Settings
 
 MAGIC = b"headgate checkpoint 1\n"
@@ -35,8 +36,9 @@ def checkpoint_path(output: Path) -> Path:
 def recipe(settings: Settings) -> str:
     """The digest of all options that change what is sent for a line."""
     parts = [settings.template, settings.model, settings.max_tokens, settings.id_column]
-    if settings.template is not None and Path(settings.template).is_file():
-        parts.append(Path(settings.template).read_text("utf-8"))
+    file = None if settings.template is None else template_file(settings.template)
+    if file is not None:
+        parts.append(file.read_text("utf-8"))
     return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 

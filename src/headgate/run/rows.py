@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from headgate.errors import ConfigurationError
 from headgate.run.settings import CHAT, Settings
@@ -20,6 +20,7 @@ LONGEST_LINE = 256 << 20
 
 _PLACEHOLDER = re.compile(r"\{\{\s*([\w.-]+)\s*\}\}|\{([\w.-]+)\}")
 _ID_FIRST = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*"([^"\\]*)"')
+_SAFE_IN_URL = "".join(map(chr, range(0x21, 0x7F)))
 _MOST_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
@@ -68,7 +69,7 @@ class RowReader:
         Raises:
             BadLine: it has none.
         """
-        if self._template is None:
+        if self._template is None and self._settings.id_column is None:
             quick = _ID_FIRST.match(line)
             if quick:
                 return quick[1].decode("utf-8", "replace")
@@ -87,11 +88,13 @@ class RowReader:
         except BadLine as error:
             error.custom_id = custom_id
             raise
+        except (ValueError, RecursionError) as error:  # a URL, or text, that nobody could send
+            raise BadLine(f"expected a request that can be sent; {error}", custom_id) from None
 
     def _row(self, number: int, custom_id: str, data: dict[str, Any]) -> Row:
         request = data if self._template is None else self._template(data)
         method = request.get("method", "POST")
-        if not isinstance(method, str) or not method.isalpha():
+        if not isinstance(method, str) or not (method.isascii() and method.isalpha()):
             raise BadLine(f"expected an HTTP method; got {method!r}")
         url = request.get("url", CHAT if self._template else None)
         if not isinstance(url, str) or not url:
@@ -132,7 +135,10 @@ class RowReader:
         if parts.scheme or parts.netloc:
             if (parts.scheme, parts.netloc) != (self._origin.scheme, self._origin.netloc):
                 raise BadLine(f"expected a path or a URL below {self._settings.base_url}; got {url!r}")
-            return url[len(parts.scheme) + 3 + len(parts.netloc) :] or "/"
+            url = url[len(parts.scheme) + 3 + len(parts.netloc) :] or "/"
+        url = quote(
+            url, safe=_SAFE_IN_URL
+        )  # what is no part of a URL at all: spaces, line breaks, letters beyond ASCII
         return url if url.startswith("/") else f"/{url}"
 
     def _id_of(self, number: int, data: dict[str, Any]) -> str:
@@ -154,7 +160,7 @@ class RowReader:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(line)
+        data = json.loads(line, parse_constant=_no_json)
     except (ValueError, RecursionError) as error:
         raise BadLine(f"expected a JSON object; {error}") from None
     if not isinstance(data, dict):
@@ -162,20 +168,37 @@ def _parse(line: bytes) -> dict[str, Any]:
     return data
 
 
+def _no_json(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _encode(body: Any) -> bytes:
     if isinstance(body, str):
-        return body.encode()
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        return body.encode("utf-8", "replace")
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # half a character, which only an escape can tell
+        return json.dumps(body, separators=(",", ":")).encode()
 
 
 def _names(data: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, list(data)[:8])) or "no fields"
 
 
+def template_file(text: str) -> Path | None:
+    """The file that a template names; None if it is the text itself."""
+    if text.lstrip().startswith("{"):
+        return None
+    try:
+        return Path(text) if Path(text).is_file() else None
+    except (OSError, ValueError):  # too long for the name of a file, as texts are
+        return None
+
+
 def _read_template(text: str, settings: Settings) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """A template is a file or a text; JSON for the body (or the whole line), else the user's message."""
-    path = Path(text)
-    if not text.lstrip().startswith("{") and len(text) < 1000 and path.is_file():
+    path = template_file(text)
+    if path is not None:
         text = path.read_text("utf-8")
     elif "{" not in text:
         raise ConfigurationError(

@@ -26,7 +26,8 @@ _FEW = 2048
 class Survey(NamedTuple):
     """``lines`` that are not blank, ``size`` in bytes, and the digest of all of it.
 
-    ``prefix`` is the digest of the first bytes that were asked for, or None if there are fewer.
+    ``prefix`` is the digest of the first bytes that were asked for; None if there are fewer, empty if
+    they end inside a line.
     """
 
     lines: int
@@ -70,7 +71,8 @@ def survey(
             if prefix is None and size + len(line) >= prefix_size:
                 head = digest.copy()
                 head.update(line[: prefix_size - size])
-                prefix = head.hexdigest()
+                # Text behind a last line without its end makes another line of it.
+                prefix = head.hexdigest() if not line[prefix_size - size :].strip() else ""
             digest.update(line)
             size += len(line)
             if not line.isspace():
@@ -104,7 +106,6 @@ class _Ids:
 
     def __init__(self) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._files: list[IO[bytes]] = []
         self._parts: list[bytearray] = [bytearray() for _ in range(_PARTS)]
         self._count = 0
 
@@ -112,8 +113,6 @@ class _Ids:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files:
-            file.close()
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -128,17 +127,19 @@ class _Ids:
     def _spill(self, index: int) -> None:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="headgate-")
-            self._files = [(Path(self._folder.name) / str(i)).open("w+b") for i in range(_PARTS)]
-        self._files[index].write(self._parts[index])
+        with (Path(self._folder.name) / str(index)).open(
+            "ab"
+        ) as file:  # 256 open at once are too many for some
+            file.write(self._parts[index])
         self._parts[index].clear()
 
     def twins(self) -> Iterator[tuple[int, int]]:
         """Pairs of lines whose ids have the same digest."""
         for index in range(_PARTS):
             data = bytes(self._parts[index])
-            if self._files:
-                self._files[index].seek(0)
-                data = self._files[index].read() + data
+            if self._folder is not None:
+                spilled = Path(self._folder.name) / str(index)
+                data = (spilled.read_bytes() if spilled.exists() else b"") + data
             seen: dict[bytes, int] = {}
             for digest, number in _RECORD.iter_unpack(data):
                 if digest in seen:

@@ -53,11 +53,14 @@ def open_store(url: str | Store | None) -> Store:
     if not isinstance(url, str):
         return url
     scheme = urlsplit(url).scheme or url
+    name = f"headgate.stores.{scheme}"
     try:
-        module = import_module(f"headgate.stores.{scheme}")
+        module = import_module(name) if scheme.isidentifier() else None
     except ModuleNotFoundError as error:
-        if error.name != f"headgate.stores.{scheme}":
+        if error.name != name:
             raise
-        raise ConfigurationError(f"expected the URL of a store, such as memory://; got {url!r}") from None
-    store: Store = module.open_url(url)
+        module = None
+    if not hasattr(module, "open_url"):
+        raise ConfigurationError(f"expected the URL of a store, such as memory://; got {url!r}")
+    store: Store = module.open_url(url)  # type: ignore[union-attr]  # it has one
     return store

@@ -13,10 +13,11 @@ from headgate.core.plan import Plan
 
 def _elapsed_clock() -> Callable[[], int]:
     """Nanoseconds that count on while the machine sleeps, where the system has such a clock."""
-    boottime = getattr(time, "CLOCK_BOOTTIME", None)
-    if boottime is None:  # macOS, Windows: stands still in sleep, so refills are only late
+    # Linux: BOOTTIME. macOS: its MONOTONIC counts in sleep, unlike what time.monotonic reads there.
+    clock = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+    if clock is None:
         return time.monotonic_ns
-    return lambda: time.clock_gettime_ns(boottime)
+    return lambda: time.clock_gettime_ns(clock)
 
 
 _elapsed_ns = _elapsed_clock()

@@ -45,7 +45,7 @@ class Rule(Protocol):
         """``D``; 0 where nothing depends on it."""
 
     def fresh(self, now: Now, at: int) -> State: ...
-    def advance(self, state: State, at: int, alive_at: int) -> None: ...
+    def advance(self, state: State, at: int, alive_at: int, wall_us: int) -> None: ...
     def admits(self, state: State, cost: int) -> bool: ...
     def opens_at(self, state: State, cost: int, at: int, alive: Alive) -> int: ...
     def take(self, state: State, cost: int, at: int, alive_at: int) -> Marks: ...
@@ -55,7 +55,7 @@ class Rule(Protocol):
     def read(
         self, state: State, cost: int, marks: Marks, reading: Reading, granted_at: int, at: int
     ) -> None: ...
-    def refused(self, state: State, cost: int, at: int) -> None: ...
+    def refused(self, state: State, cost: int, marks: Marks, at: int, alive_at: int) -> None: ...
     def orphan(self, state: State, at: int) -> None:
         """Nobody will settle what is on its way: book it as charged, and free the slots."""
 
@@ -69,7 +69,8 @@ class Rule(Protocol):
 class Holds:
     """Sums of the costs on their way, by the slot of alive time in which they were granted.
 
-    The state it works on is the tail of a rule's list: [total, first slot not yet lapsed, slot sums …].
+    The state it works on is the tail of a rule's list: [total, first slot not yet lapsed, those of the total
+    that lapse, slot sums …].
     """
 
     __slots__ = ("base", "lapses", "size", "slot_us", "transit_us")
@@ -87,50 +88,57 @@ class Holds:
         self.lapses = lapses
 
     def fresh(self) -> State:
-        return [0, 0] + [0] * (self.size if self.lapses else 0)
+        return [0, 0, 0] + [0] * self.size
 
     def put(self, state: State, cost: int, alive_at: int) -> int:
         """Hold ``cost``; returns the slot (-1 where holds do not lapse)."""
+        state[self.base] += cost
+        return self._let_lapse(state, cost, alive_at) if self.lapses else -1
+
+    def _let_lapse(self, state: State, cost: int, alive_at: int) -> int:
         base = self.base
-        if not self.lapses:
-            state[base] += cost
-            return -1
         slot = alive_at // self.slot_us
-        if not state[base]:
+        if not state[base + 2]:
             state[base + 1] = slot
-        state[base] += cost
-        state[base + 2 + slot % self.size] += cost
+        state[base + 2] += cost
+        state[base + 3 + slot % self.size] += cost
         return slot
 
     def lift(self, state: State, cost: int, slot: int) -> bool:
         """Take a hold away; False if it had lapsed before."""
         base = self.base
-        if self.lapses:
+        if slot >= 0:
             if slot < state[base + 1]:
                 return False
-            state[base + 2 + slot % self.size] -= cost
+            state[base + 2] -= cost
+            state[base + 3 + slot % self.size] -= cost
         state[base] -= cost
         return True
 
+    def lose(self, state: State, cost: int, slot: int, alive_at: int) -> None:
+        """No answer will come: a hold that waited for one lapses, ``D`` from now, when it must have arrived."""
+        if slot < 0:
+            self._let_lapse(state, cost, alive_at)
+
     def due(self, state: State, alive_at: int) -> bool:
         """Whether the oldest slot has lapsed."""
-        return self.lapses and alive_at - self.transit_us >= (state[self.base + 1] + 1) * self.slot_us
+        base = self.base
+        return state[base + 2] > 0 and alive_at - self.transit_us >= (state[base + 1] + 1) * self.slot_us
 
     def next_lapse(self, state: State, at: int, alive_at: int) -> tuple[int, int] | None:
         """Take away the oldest hold that has lapsed by ``at``: (instant, cost), or None if there is none."""
         base = self.base
-        if not self.lapses:
-            return None
         done = (alive_at - self.transit_us) // self.slot_us  # the slots before it have lapsed
         slot = state[base + 1]
         while slot < done:
-            index = base + 2 + slot % self.size
+            index = base + 3 + slot % self.size
             slot += 1
             cost = state[index]
             if cost:
                 state[index] = 0
                 state[base] -= cost
-                state[base + 1] = slot if state[base] else done
+                state[base + 2] -= cost
+                state[base + 1] = slot if state[base + 2] else done
                 # never earlier than it was: the clock may have stood still since, not the reverse
                 return min(at, self.lapse_instant(slot - 1, at - alive_at)), cost
         if slot > state[base + 1]:
@@ -144,14 +152,33 @@ class Holds:
     def lapses_to_come(self, state: State, alive: Alive) -> list[tuple[int, int]]:
         """All holds by the instant at which they lapse if no answer comes: [(instant, cost)], in order."""
         base = self.base
-        if not state[base]:
-            return []
-        if not self.lapses:
-            return [(NEVER, state[base])]
-        first = state[base + 1]
         found = []
-        for slot in range(first, first + self.size):
-            cost = state[base + 2 + slot % self.size]
-            if cost:
-                found.append((steady_of_alive(alive, self.lapse_instant(slot, 0)), cost))
+        if state[base + 2]:
+            first = state[base + 1]
+            for slot in range(first, first + self.size):
+                cost = state[base + 3 + slot % self.size]
+                if cost:
+                    found.append((steady_of_alive(alive, self.lapse_instant(slot, 0)), cost))
+        pinned = state[base] - state[base + 2]
+        if pinned:
+            found.append((NEVER, pinned))
         return found
+
+    def orphan(self, state: State) -> int:
+        """Nobody will settle the holds that wait for an answer: takes them away and returns their sum."""
+        pinned = state[self.base] - state[self.base + 2]
+        state[self.base] -= pinned
+        return pinned
+
+
+_TURN = 1 << 50
+
+
+def since(now: int, then: int) -> int:
+    """How far a counter has come; counters are kept below 2^50 by starting again."""
+    return (now - then) % _TURN
+
+
+def counted(counter: int, units: int) -> int:
+    """A counter further by ``units``."""
+    return (counter + units) % _TURN

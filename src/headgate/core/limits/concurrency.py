@@ -26,7 +26,7 @@ class Concurrency:
     def fresh(self, now: Now, at: int) -> State:
         return [self.limit.start if isinstance(self.limit.start, int) else 0]
 
-    def advance(self, state: State, at: int, alive_at: int) -> None:
+    def advance(self, state: State, at: int, alive_at: int, wall_us: int) -> None:
         """Time frees no slot."""
 
     def admits(self, state: State, cost: int) -> bool:
@@ -45,8 +45,8 @@ class Concurrency:
     def read(self, state: State, cost: int, marks: Marks, reading: Reading, granted_at: int, at: int) -> None:
         """What a server says of its slots is old when it arrives."""
 
-    def refused(self, state: State, cost: int, at: int) -> None:
-        """The slot is given back by the settlement."""
+    def refused(self, state: State, cost: int, marks: Marks, at: int, alive_at: int) -> None:
+        self.settle(state, cost, marks, Settled("answered", cost), at, alive_at)
 
     def orphan(self, state: State, at: int) -> None:
         state[0] = 0

@@ -10,8 +10,9 @@ many connections as calls in flight.
 
 ``D`` defaults to ``min(1 s, T / 4)``; a large one costs nothing while the amount is used up early.
 
-The phase is taken from the wall clock once, and then carried by the elapsed clock: a wall clock that is
-set while we run moves no edge.
+The phase is taken from the wall clock once, and then carried by the elapsed clock. Where the two come to differ,
+one of them has been set or has stood still, and nobody can say which: then a window ends only when an edge by
+the one clock *and* an edge by the other have passed, and what is sent between the two counts on both sides.
 
 Start: a window of which nothing is known is paced at ``amount / period`` to its end, behind one probe whose
 answer may tell what is left. Windows above five minutes are believed empty.
@@ -21,15 +22,34 @@ from __future__ import annotations
 
 from headgate.core import calendar
 from headgate.core.clock import Alive
-from headgate.core.limits.base import PACED_START_US, Holds, Marks, Settled, State
+from headgate.core.limits.base import PACED_START_US, Holds, Marks, Settled, State, counted, since
 from headgate.core.model import NEVER, SECOND, Limit, Now, Reading
 from headgate.core.scale import Scale
 
-START, END, AT, USED, LATE, OFFSET, PACED_FROM, PROBE, GIVEN, ANSWERED, LOST, HOLDS = range(12)
+(
+    START,
+    END,
+    AT,
+    USED,
+    LATE,
+    OFFSET,
+    PACED_FROM,
+    PROBE,
+    GIVEN,
+    ANSWERED,
+    LOST,
+    SEAM,
+    PASSED,
+    DRIFTED,
+    HOLDS,
+) = range(15)
 """The window's edges; the instant of the state (all steady); units used in the window; those of them that
-may belong to the next one, though no longer on their way; wall less steady time; where pacing began, or -1; 1
-while the first call may go on credit; units granted and answered so far; the instant by which the calls
-without an answer have lapsed."""
+may belong to the next one, though no longer on their way; wall less steady time at first; where pacing began,
+or -1; 1 while the first call may go on credit; units granted and answered so far; the instant by which the calls
+without an answer have lapsed; where the wall's window begins (Unix time); which edges have passed, if the
+clocks differ; wall less steady time now."""
+
+BY_ELAPSED, BY_WALL = 1, 2
 
 CLOCK_ERROR_US = 5_000
 CALENDAR_ERROR_US = SECOND
@@ -61,6 +81,7 @@ class FixedWindow:
             used = min(start, self.amount)
         return [
             begin, end, at, used, 0, offset, at if paced else -1, int(start == "auto"), 0, 0, 0,
+            begin + offset, 0, offset,
             *self.holds.fresh(),
         ]  # fmt: skip
 
@@ -73,26 +94,52 @@ class FixedWindow:
             end = begin + self.limit.period_us
         return begin - offset, end - offset
 
-    def advance(self, state: State, at: int, alive_at: int) -> None:
-        if at >= state[END]:
+    def advance(self, state: State, at: int, alive_at: int, wall_us: int) -> None:
+        state[DRIFTED] = wall_us - at
+        if state[PASSED] or abs(state[DRIFTED] - state[OFFSET]) > self.error_us:
+            self._advance_in_doubt(state, at, wall_us)
+        elif at >= state[END]:
             begin, end = self._window(at, state[OFFSET])
-            # An alive clock that has stood still since lags by at most as much as it does now.
-            self._lapse(state, begin, alive_at - (at - begin))
             late = state[LATE] if begin == state[END] else 0
-            state[START], state[END] = begin, end
-            state[USED] = state[HOLDS] + late
             state[LATE] = 0
-            state[PACED_FROM] = -1
+            # An alive clock that has stood still since lags by at most as much as it does now.
+            self._lapse(state, begin, alive_at - (at - begin), begin)
+            state[START], state[END] = begin, end
+            state[SEAM] = begin + state[OFFSET]
+            self._turn(state, state[HOLDS] + late + state[LATE])
         if at > state[AT]:
-            self._lapse(state, at, alive_at)
+            self._lapse(state, at, alive_at, state[END])
             state[AT] = at
 
-    def _lapse(self, state: State, at: int, alive_at: int) -> None:
+    def _turn(self, state: State, used: int) -> None:
+        """Begin a window."""
+        state[USED] = used
+        state[LATE] = 0
+        state[PACED_FROM] = -1
+
+    def _advance_in_doubt(self, state: State, at: int, wall_us: int) -> None:
+        """The clocks differ: look for edges by either; when both have passed, begin a window."""
+        seam = self._window(wall_us, 0)[0]
+        passed = (BY_ELAPSED if at >= state[END] else 0) | (BY_WALL if seam != state[SEAM] else 0)
+        if not passed:
+            return
+        if not state[PASSED]:
+            state[LATE] += state[HOLDS]  # with those that were late already
+        state[SEAM] = seam
+        if passed & BY_ELAPSED:
+            state[START], state[END] = self._window(at, state[OFFSET])
+        state[PASSED] |= passed
+        if state[PASSED] == BY_ELAPSED | BY_WALL:
+            state[PASSED] = 0
+            state[START] = at
+            self._turn(state, state[LATE])
+
+    def _lapse(self, state: State, at: int, alive_at: int, edge: int) -> None:
         while state[HOLDS]:
             lapse = self.holds.next_lapse(state, at, alive_at)
             if lapse is None:
                 return
-            if lapse[0] >= state[END] - self.error_us:
+            if lapse[0] >= edge - self.error_us and not state[PASSED]:
                 state[LATE] += lapse[1]
 
     def admits(self, state: State, cost: int) -> bool:
@@ -104,7 +151,7 @@ class FixedWindow:
             state[AT] - state[PACED_FROM] << self.scale.shift
         ):
             return False
-        return state[USED] + cost <= self.amount
+        return max(state[USED], state[LATE]) + cost <= self.amount
 
     def opens_at(self, state: State, cost: int, at: int, alive: Alive) -> int:
         first = max(at, state[START] + self.error_us)
@@ -116,6 +163,10 @@ class FixedWindow:
             due = state[PACED_FROM] - (-(state[USED] + cost) * self.scale.unit_ticks >> self.scale.shift)
             if due < state[END]:
                 return max(first, due)
+        if state[PASSED] or state[DRIFTED] != state[OFFSET]:
+            by_wall = self._window(state[AT], state[DRIFTED])[1]
+            if state[PASSED] or by_wall != state[END]:
+                return max(at, min(state[END], by_wall))  # not before; it will be told anew there
         to_come = self.holds.lapses_to_come(state, alive)
         edge, late = state[END], state[LATE]
         if at >= edge:
@@ -130,22 +181,29 @@ class FixedWindow:
 
     def take(self, state: State, cost: int, at: int, alive_at: int) -> Marks:
         state[PROBE] = 0
-        state[GIVEN] += cost
+        state[GIVEN] = counted(state[GIVEN], cost)
         state[USED] += cost
+        if state[PASSED]:
+            state[LATE] += cost
         return self.holds.put(state, cost, alive_at), state[ANSWERED], state[START]
 
     def settle(self, state: State, cost: int, marks: Marks, settled: Settled, at: int, alive_at: int) -> None:
         slot, _, window = marks
         outcome, charge = settled
-        state[ANSWERED] += cost
-        if outcome == "lost" and self.holds.lapses:
+        state[ANSWERED] = counted(state[ANSWERED], max(cost, charge))
+        if charge > cost:
+            state[GIVEN] = counted(state[GIVEN], charge - cost)
+        if outcome == "lost":
             state[LOST] = at + 2 * self.transit_us  # it may still arrive: the hold stays until it lapses
+            self.holds.lose(state, cost, slot, alive_at)
             return
-        if self.holds.lift(state, cost, slot) or window == state[START]:
+        lifted = self.holds.lift(state, cost, slot)
+        if lifted or window == state[START] or charge > cost:
             state[USED] += charge - cost  # it stands in this window's count
-        elif charge > cost:
-            state[USED] += charge - cost
-        if outcome != "unsent" and at >= state[END] - self.error_us:
+        if state[PASSED]:
+            if lifted or charge > cost:
+                state[LATE] += charge - cost
+        elif outcome != "unsent" and at >= state[END] - self.error_us:
             state[LATE] += charge
 
     def read(self, state: State, cost: int, marks: Marks, reading: Reading, granted_at: int, at: int) -> None:
@@ -156,18 +214,19 @@ class FixedWindow:
         if at < state[END] - self.error_us:
             state[USED] = max(state[USED], stood)
             if granted_at >= state[LOST]:
-                overlapping = state[GIVEN] - marks[1] - cost
-                state[USED] = min(state[USED], stood + overlapping)
+                # What it says may not hold its own charge yet where that comes with the end of the answer.
+                own = 0 if self.limit.when == "completion" else cost
+                state[USED] = min(state[USED], stood + since(state[GIVEN], marks[1]) - own)
                 state[PACED_FROM] = -1
 
-    def refused(self, state: State, cost: int, at: int) -> None:
+    def refused(self, state: State, cost: int, marks: Marks, at: int, alive_at: int) -> None:
         """This window is used up."""
+        self.settle(state, cost, marks, Settled("answered", cost), at, alive_at)
         state[USED] = max(state[USED], self.amount)
         state[PACED_FROM] = -1
 
     def orphan(self, state: State, at: int) -> None:
-        if not self.holds.lapses:
-            state[HOLDS] = 0  # it stands in the window's count
+        self.holds.orphan(state)  # they stand in the window's count
 
     def edge_after(self, state: State, at: int) -> int:
         return state[END]

@@ -17,7 +17,7 @@ one probe whose answer may tell what is left. Windows above five minutes are bel
 from __future__ import annotations
 
 from headgate.core.clock import Alive
-from headgate.core.limits.base import PACED_START_US, Holds, Marks, Settled, State
+from headgate.core.limits.base import PACED_START_US, Holds, Marks, Settled, State, counted, since
 from headgate.core.model import NEVER, SECOND, Limit, Now, Reading
 from headgate.core.scale import stretched
 
@@ -75,7 +75,7 @@ class SlidingWindow:
             state[ring + slot % RING] += units
             state[total] += units
         else:
-            state[LEFT] += units
+            state[LEFT] = counted(state[LEFT], units)
 
     def _pace(self, state: State, units: int, at: int) -> None:
         """Ghosts that age out evenly over the coming period."""
@@ -87,7 +87,7 @@ class SlidingWindow:
             placed = due
         state[GHOSTS] += units
 
-    def advance(self, state: State, at: int, alive_at: int) -> None:
+    def advance(self, state: State, at: int, alive_at: int, wall_us: int) -> None:
         if state[HOLDS] and self.holds.due(state, alive_at):
             while lapse := self.holds.next_lapse(state, at, alive_at):
                 self._roll(state, lapse[0])
@@ -110,7 +110,7 @@ class SlidingWindow:
             state[LOG + index] = state[GHOST + index] = 0
             state[LOGGED] -= logged
             state[GHOSTS] -= ghosts
-            state[LEFT] += logged + ghosts
+            state[LEFT] = counted(state[LEFT], logged + ghosts)
 
     def admits(self, state: State, cost: int) -> bool:
         if state[PROBE] and not state[HOLDS]:
@@ -133,20 +133,23 @@ class SlidingWindow:
 
     def take(self, state: State, cost: int, at: int, alive_at: int) -> Marks:
         state[PROBE] = 0
-        state[GIVEN] += cost
+        state[GIVEN] = counted(state[GIVEN], cost)
         return self.holds.put(state, cost, alive_at), state[ANSWERED], state[LEFT], at - alive_at
 
     def settle(self, state: State, cost: int, marks: Marks, settled: Settled, at: int, alive_at: int) -> None:
         slot, _, _, frozen = marks
         outcome, charge = settled
-        state[ANSWERED] += cost
-        if outcome == "lost" and self.holds.lapses:
+        state[ANSWERED] = counted(state[ANSWERED], max(cost, charge))
+        if charge > cost:
+            state[GIVEN] = counted(state[GIVEN], charge - cost)
+        if outcome == "lost":
             state[LOST] = at + 2 * self.transit_us  # it may still arrive: the hold stays until it lapses
+            self.holds.lose(state, cost, slot, alive_at)
         elif self.holds.lift(state, cost, slot):
             self._add(state, LOG, LOGGED, charge, at)
         elif charge > cost:
             self._add(state, LOG, LOGGED, charge - cost, at)
-        elif charge < cost and frozen == at - alive_at:
+        elif charge < cost and slot >= 0 and frozen == at - alive_at:
             # It lapsed into the log before the answer came; we know into which slot only if the alive
             # clock has run all the while.
             logged = self._slot(self.holds.lapse_instant(slot, frozen))
@@ -165,33 +168,26 @@ class SlidingWindow:
         if reading.limit != self.amount or reading.remaining is None:
             return
         stood = self.amount - reading.remaining
-        others = stood - self.used(state) - (state[LEFT] - marks[2])
+        others = stood - self.used(state) - since(state[LEFT], marks[2])
         if others > 0:
             self._add(state, GHOST, GHOSTS, others, at)
         elif state[GHOSTS] and granted_at >= state[LOST]:
-            overlapping = state[GIVEN] - marks[1] - cost
-            surplus = self.used(state) - (stood + overlapping)
-            self._forget(state, min(surplus, state[GHOSTS]))
+            # What it says may not hold its own charge yet where that comes with the end of the answer.
+            own = 0 if self.limit.when == "completion" else cost
+            most = stood + since(state[GIVEN], marks[1]) - own
+            ghosts = max(most - state[LOGGED] - state[HOLDS], 0)
+            if ghosts < state[GHOSTS]:
+                state[GHOST : GHOST + RING] = [0] * RING
+                state[GHOSTS] = 0
+                self._add(state, GHOST, GHOSTS, ghosts, at)  # nobody says when they leave
 
-    def _forget(self, state: State, units: int) -> None:
-        """Take away ghosts, those that would leave first."""
-        for slot in range(state[TAIL], state[TAIL] + RING):
-            if units <= 0:
-                return
-            gone = min(units, state[GHOST + slot % RING])
-            state[GHOST + slot % RING] -= gone
-            state[GHOSTS] -= gone
-            units -= gone
-
-    def refused(self, state: State, cost: int, at: int) -> None:
+    def refused(self, state: State, cost: int, marks: Marks, at: int, alive_at: int) -> None:
         """The window is full of somebody's calls; nobody says when they leave, so pace through it."""
-        self._add(state, LOG, LOGGED, cost, at)
+        self.settle(state, cost, marks, Settled("answered", cost), at, alive_at)
         self._pace(state, max(self.amount - self.used(state), 0), at)
 
     def orphan(self, state: State, at: int) -> None:
-        if not self.holds.lapses:
-            self._add(state, LOG, LOGGED, state[HOLDS], at)
-            state[HOLDS] = 0
+        self._add(state, LOG, LOGGED, self.holds.orphan(state), at)
 
     def edge_after(self, state: State, at: int) -> int:
         return at + self.period_us

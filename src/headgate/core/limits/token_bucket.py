@@ -19,8 +19,10 @@ Start: empty but for one probe, whose answer may tell what is left.
 
 from __future__ import annotations
 
+import math
+
 from headgate.core.clock import Alive
-from headgate.core.limits.base import Holds, Marks, Settled, State
+from headgate.core.limits.base import Holds, Marks, Settled, State, counted, since
 from headgate.core.model import SECOND, Limit, Now, Reading
 from headgate.core.scale import FULL_BITS, Scale, stretched
 
@@ -29,25 +31,26 @@ LEVEL, AT, PROBE, LIFT, GIVEN, ANSWERED, DEBITED, LOST, HOLDS = range(9)
 burst that an oversized call is gathering, in ticks; units granted, answered and debited so far; the instant by
 which the calls without an answer have lapsed."""
 
-_DEEPEST = -(1 << FULL_BITS)
+_DEEPEST = -(1 << FULL_BITS + 8)
 
 
 class TokenBucket:
     """At ``amount`` per period, up to ``burst`` at once."""
 
-    __slots__ = ("burst", "full", "holds", "largest", "limit", "shift", "transit_us", "unit")
+    __slots__ = ("burst", "full", "holds", "largest", "limit", "most", "shift", "transit_us", "unit")
 
     def __init__(self, limit: Limit) -> None:
         if limit.burst is None:
             raise ValueError(f"{limit.name}: a token bucket has a burst")
         self._build(limit, rate=limit.amount, burst=limit.burst, largest=limit.burst)
 
-    def _build(self, limit: Limit, *, rate: int, burst: int, largest: int) -> None:
+    def _build(self, limit: Limit, *, rate: int, burst: int, largest: int, room: int = 1) -> None:
         self.limit = limit
         self.burst = burst
         self.largest = largest
         period_us = stretched(limit.period_us)
-        self.unit, self.shift = Scale.of(period_us, rate, largest)
+        self.unit, self.shift = Scale.of(period_us, rate, room * largest)
+        self.most = (1 << FULL_BITS + 8) // self.unit + 1
         self.full = burst * self.unit
         default = max(
             1, min(SECOND, (self.full >> self.shift) // 2, period_us // 20 if rate == 1 else SECOND)
@@ -64,7 +67,7 @@ class TokenBucket:
             level = max(self.burst - start, 0) * self.unit
         return [level, at, int(start == "auto"), 0, 0, 0, 0, 0, *self.holds.fresh()]
 
-    def advance(self, state: State, at: int, alive_at: int) -> None:
+    def advance(self, state: State, at: int, alive_at: int, wall_us: int) -> None:
         if state[HOLDS] and self.holds.due(state, alive_at):
             while lapse := self.holds.next_lapse(state, at, alive_at):
                 self._refill(state, lapse[0])
@@ -83,14 +86,15 @@ class TokenBucket:
             state[AT] = at
 
     def _debit(self, state: State, units: int) -> None:
-        state[LEVEL] = max(state[LEVEL] - units * self.unit, _DEEPEST)
-        state[DEBITED] += units
+        state[LEVEL] = max(state[LEVEL] - min(units, self.most) * self.unit, _DEEPEST)
+        state[DEBITED] = counted(state[DEBITED], units)
 
     def admits(self, state: State, cost: int) -> bool:
         if state[PROBE] and not state[HOLDS]:
             return True
         if cost > self.burst:
-            return state[LIFT] >= cost * self.unit <= state[LEVEL] and not state[HOLDS]
+            want = self.gather(cost) * self.unit
+            return state[LIFT] >= want <= state[LEVEL] and not state[HOLDS]
         if state[LIFT]:  # the oversized call that lifted it has gone
             state[LIFT] = 0
             state[LEVEL] = min(state[LEVEL], self.full)
@@ -103,8 +107,8 @@ class TokenBucket:
         want = cost * unit
         full = self.full
         if cost > self.burst:
-            # Let it gather above the burst while nobody else is sent; the same again is owed after it.
-            full = state[LIFT] = want
+            # Let it gather above the burst while nobody else is sent; the excess is owed after it.
+            full = state[LIFT] = want = self.gather(cost) * unit
         level, clock, held = state[LEVEL], state[AT], state[HOLDS] * unit
         for lapse, units in [*self.holds.lapses_to_come(state, alive), (-1, 0)]:
             if want + held <= full:
@@ -118,20 +122,28 @@ class TokenBucket:
             clock = lapse
         raise AssertionError("a cost above the largest is refused before it comes here")
 
+    def gather(self, cost: int) -> int:
+        """Units that have to gather before a call that costs more than the burst."""
+        return cost
+
     def take(self, state: State, cost: int, at: int, alive_at: int) -> Marks:
         state[PROBE] = 0
         if cost > self.burst:
+            state[LEVEL] = min(state[LEVEL], cost * self.unit)
             self._debit(state, cost - self.burst)
             state[LIFT] = 0
-        state[GIVEN] += cost
+        state[GIVEN] = counted(state[GIVEN], cost)
         return self.holds.put(state, cost, alive_at), state[ANSWERED], state[DEBITED]
 
     def settle(self, state: State, cost: int, marks: Marks, settled: Settled, at: int, alive_at: int) -> None:
         slot, _, debited = marks
         outcome, charge = settled
-        state[ANSWERED] += cost
-        if outcome == "lost" and self.holds.lapses:
+        state[ANSWERED] = counted(state[ANSWERED], max(cost, charge))
+        if charge > cost:
+            state[GIVEN] = counted(state[GIVEN], charge - cost)
+        if outcome == "lost":
             state[LOST] = at + 2 * self.transit_us  # it may still arrive: the hold stays until it lapses
+            self.holds.lose(state, cost, slot, alive_at)
         elif self.holds.lift(state, cost, slot):
             if charge:
                 self._debit(state, charge)
@@ -140,8 +152,8 @@ class TokenBucket:
         elif charge < cost:
             # It had been debited already. A server that was full when it charged less has poured the
             # rest away: stay below what the calls since then have left of a full bucket.
-            since = max(state[DEBITED] - debited - cost, 0)
-            most = self.full - since * self.unit
+            later = max(since(state[DEBITED], debited) - cost, 0)
+            most = self.full - min(later, self.burst) * self.unit
             state[LEVEL] = max(state[LEVEL], min(state[LEVEL] + (cost - charge) * self.unit, most))
 
     def read(self, state: State, cost: int, marks: Marks, reading: Reading, granted_at: int, at: int) -> None:
@@ -157,25 +169,26 @@ class TokenBucket:
         left = min(reading.remaining, self.burst)
         refilled = min(at - granted_at, self.full >> shift) << shift
         state[LEVEL] = min(state[LEVEL], (left + 1) * unit + refilled + held)
-        if reading.limit == self.limit.burst and granted_at >= state[LOST]:
-            overlapping = state[GIVEN] - marks[1] - cost
+        if reading.limit is not None and reading.limit == self.limit.burst and granted_at >= state[LOST]:
+            # What it says may not hold its own charge yet where that comes with the end of the answer.
+            own = 0 if self.limit.when == "completion" else cost
+            overlapping = min(since(state[GIVEN], marks[1]) - own, 2 * self.burst)
             state[LEVEL] = max(state[LEVEL], min((left - overlapping) * unit + held, self.full))
 
-    def refused(self, state: State, cost: int, at: int) -> None:
+    def refused(self, state: State, cost: int, marks: Marks, at: int, alive_at: int) -> None:
         """Start again from nothing, less the refused cost: some servers charge it."""
+        self.settle(state, cost, marks, Settled("unsent", 0), at, alive_at)
         state[LEVEL] = min(state[LEVEL], 0)
         self._debit(state, cost)
 
     def orphan(self, state: State, at: int) -> None:
-        if not self.holds.lapses:
-            self._debit(state, state[HOLDS])
-            state[HOLDS] = 0
+        self._debit(state, self.holds.orphan(state))
 
     def edge_after(self, state: State, at: int) -> int:
         return at
 
     def used(self, state: State) -> int:
-        return self.burst - state[LEVEL] // self.unit + state[HOLDS]
+        return max(self.burst - state[LEVEL] // self.unit + state[HOLDS], 0)
 
 
 class SmallBucket(TokenBucket):
@@ -187,14 +200,32 @@ class SmallBucket(TokenBucket):
     5 % of the amount and at least one unit, so the plan reaches 95 %. An amount of one is sent
     once per period and ``D``.
 
-    A call that costs more than ``B'`` waits until that much has gathered, alone, and leaves the excess as
-    debt: it takes the time of ``2 × cost - B'`` units.
+    A call that costs more than ``B'`` goes alone, after a silence in which at least that much has gathered, and
+    leaves the excess as debt. Before a cost ``c`` the silence is ``2 (1 + B' / R'T - sqrt((1 - c / N) N / R'T))``
+    periods where that is longer, since a sliding counter weighs the window before.
 
-    A server's bucket is safe with it only if it holds at least ``B'``: declare ``burst=`` if you know it.
+    A server's bucket is safe with it only if it holds at least ``B'``: declare ``burst=`` if you know it. An
+    amount of one is safe against all but a sliding counter, which would let through one in two periods.
     """
 
     __slots__ = ()
 
     def __init__(self, limit: Limit) -> None:
         burst = max(limit.amount // 20, 1)
-        self._build(limit, rate=max(limit.amount - burst, 1), burst=burst, largest=limit.amount)
+        # an oversized call lifts the level to what two periods and a bit refill
+        self._build(limit, rate=max(limit.amount - burst, 1), burst=burst, largest=limit.amount, room=3)
+
+    def fresh(self, now: Now, at: int) -> State:
+        state = super().fresh(now, at)
+        start = self.limit.start
+        if start == "empty":
+            start = self.limit.amount
+        if isinstance(start, int):  # what stands in the server's window stays there for a period
+            state[LEVEL] = (self.burst - start) * self.unit
+        return state
+
+    def gather(self, cost: int) -> int:
+        amount = self.limit.amount
+        rate = max(amount - self.burst, 1)
+        silence = 2 * (1 + self.burst / rate - math.sqrt((amount - cost) / rate))
+        return max(cost, math.ceil(silence * rate) + 1)
