@@ -231,8 +231,7 @@ def run(share: float) -> Table:
         rows=rows,
         texts=2,
         note=f"ratio: to `{REFERENCE.removeprefix('headgate, ')}` with as many limits (the floor: with one), "
-        "median over the rounds. "
-        "aiolimiter has no form for several limits, so three are entered one after the other: all-or-none is not "
-        "given. pyrate-limiter takes its several rates at once; its log is far from full here, which is its best "
-        "case. Neither has anything to settle.",
+        "median over the rounds. aiolimiter has no form for several limits, so three are entered one after "
+        "the other, which is not all or none. pyrate-limiter takes its three rates at once; its log is far "
+        "from full here, which is its best case. Neither has anything to settle.",
     )

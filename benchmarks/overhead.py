@@ -128,7 +128,8 @@ def run(share: float) -> Table:
         columns=["", "best µs", "median µs", "permits/s", "of the limit"],
         rows=rows,
         texts=1,
-        note="µs: CPU time per permit. permits/s: once those that come at once are spent (none for headgate, which "
-        f"is told to start empty; {BURST:,} for aiolimiter; {RATE:,} for pyrate-limiter, whose default is a sliding "
-        "window that adds 50 ms to every wait). The floor has no rate: it is what asyncio takes to queue and wake.",
+        note="µs: CPU time per permit. permits/s: once those that come at once are spent (none for headgate, "
+        f"which is told to start empty; {BURST:,} for aiolimiter; {RATE:,} for pyrate-limiter, whose default "
+        "is a sliding window, with 50 ms added to every wait). Each coroutine suspends once after its permit. "
+        "The floor has no rate: it is what asyncio takes to queue and wake.",
     )

@@ -95,8 +95,8 @@ def headgate(rows: Path, url: str, *arguments: str) -> list[str]:
 def run(share: float) -> Table:
     """share: of the full size."""
     count = round(ROWS * share)
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, fast_server(Path(name)) as url:
-        rows = Path(name) / "rows.jsonl"
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch, fast_server(Path(scratch)) as url:
+        rows = Path(scratch) / "rows.jsonl"
         write_requests(rows, count, same, seed=1)
         commands = {
             BARE: [sys.executable, "-m", "benchmarks.bare", str(rows), url, str(CONNECTIONS)],
@@ -128,6 +128,7 @@ def run(share: float) -> Table:
         columns=["client", "requests/s", "best CPU ms", "median CPU ms", "ratio", "peak MiB"],
         rows=lines,
         texts=1,
-        note="From the start of the process to its end. CPU ms: of the client, per call. ratio: of median CPU time to the "
-        "floor, which reads rows and answers, but keeps no result, no checkpoint and no limit. peak: resident memory.",
+        note="From the start of the process to its end. CPU ms: of the client, per call. ratio: of median CPU "
+        "time to the floor, which reads rows and answers, but keeps no result, no checkpoint and no limit. "
+        "peak: resident memory.",
     )

@@ -33,8 +33,8 @@ class Scenario:
 
     config: fields of the strict server's configuration.
     spec: the limit as headgate reads it.
-    rates: (amount, seconds) as the other limiters are told: what the server's page says, and, for a bucket, its
-        burst and the time in which that flows in, which fits them as well as they can be made to fit.
+    rates: (amount, seconds) as the other limiters are told: what the API's page would say and, for a bucket,
+        its burst and the time in which that flows in, which is the best that can be made to fit.
     """
 
     name: str
@@ -182,11 +182,12 @@ def run(share: float) -> Table:
         ],
         rows=rows,
         texts=2,
-        note=f"Clients other than `headgate run` are {WORKERS} workers on one aiohttp session; after a 429 those without "
-        "headgate sleep for Retry-After and a random, doubling time. In brackets what a limiter is told: (400, 1 s) is what "
-        "the API's page would say, (40, 0.1 s) is fitted to its bucket. seconds: from the first to the last arrival. "
-        "steady: accepted calls against the rate that the server gives, above 100 % for whoever also spends a full "
-        "bucket or window at the start. with start: the same against all that it could have given, the full start "
-        "included. For the fixed window, steady counts whole windows only. stall ms: how long the server itself "
-        f"stood still at most. cut off: not done after {CUT_OFF_SECONDS:.0f} s.",
+        note=f"Clients other than `headgate run` are {WORKERS} workers on one aiohttp session; after a 429 those "
+        "without headgate sleep for Retry-After and a random, doubling time. In brackets what a limiter is "
+        "told: (400, 1 s) is what the API's page would say, (40, 0.1 s) is fitted to its bucket. seconds: from "
+        "the first to the last arrival. steady: accepted calls against the rate that the server gives, above "
+        "100 % for whoever also spends a full bucket or window at the start; for the fixed window, whole "
+        "windows only. with start: the same against all that it could have given, the full start included. "
+        "stall ms: how long the server itself stood still at most. cut off: not done after "
+        f"{CUT_OFF_SECONDS:.0f} s.",
     )

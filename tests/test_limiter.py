@@ -225,7 +225,6 @@ class TestSettling:
         permit.lost()
         assert limiter.used() == {"tokens/s": 60, "concurrency": 0}
 
-    @pytest.mark.xfail(strict=True, reason="debt beyond two bursts is forgotten")
     def test_what_was_used_too_much_is_owed(self, fake_clock: FakeClock, store: MemoryStore) -> None:
         limiter = Limiter("tokens=10/s:burst=10:start=full:charge=usage", store=store)
         limiter.acquire(tokens=5).settle(tokens=1000)

@@ -619,10 +619,10 @@ class TestClosedLoops:
         del tasks
 
     def test_those_behind_a_dead_head_go_when_it_is_time(self) -> None:
-        limiter = Limiter("requests=100/s:burst=1:start=full")
+        limiter = Limiter("requests=4/s:burst=1:start=full")
         limiter.acquire().settle()
         tasks = abandoned(limiter, 1)
-        limiter.acquire(max_wait=0.3).settle()
+        limiter.acquire(max_wait=5).settle()
         assert is_empty(limiter)
         del tasks
 
@@ -751,17 +751,25 @@ class TestStalls:
         assert fake_clock.run(main()) <= 1
 
     def test_a_busy_loop_does_not_stop_the_others(self) -> None:
-        limiter = Limiter("requests=100/s:burst=1:start=full")
+        limiter = Limiter("requests=4/s:burst=1:start=full")
+        stalled, go_on = threading.Event(), threading.Event()
         limiter.acquire().settle()
+
+        async def ask_and_stall() -> None:
+            head = asyncio.create_task(limiter.acquire_async())
+            await asyncio.sleep(0)
+            stalled.set()
+            assert go_on.wait(10)  # that is what is tested
+            (await head).settle()
+
         with loop_in_thread() as loop:
-            head = asyncio.run_coroutine_threadsafe(limiter.acquire_async(), loop)
-            wait_until(lambda: limiter.waiting == 1)
-            go_on = busy(loop)
-            try:
-                limiter.acquire(max_wait=0.5).settle()
-            finally:
-                go_on.set()
-                head.result(10).settle()
+            head = asyncio.run_coroutine_threadsafe(ask_and_stall(), loop)
+            assert stalled.wait(10)
+            limiter.acquire(max_wait=5).settle()
+            assert not head.done()
+            go_on.set()
+            head.result(10)
+        assert is_empty(limiter)
 
 
 class TestWaking:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -346,7 +345,6 @@ def test_stalls_and_refusals_lose_nothing_and_exceed_nothing(limits: list[str], 
     Simulation(limits, program, in_order=False).run()
 
 
-@pytest.mark.xfail(strict=True, reason="debt beyond two bursts is forgotten")
 def test_the_told_instant_knows_how_deep_the_debt_is() -> None:
     program = [
         Call(0, tokens=13, hold=169, end="refused", stall=400),

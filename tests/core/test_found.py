@@ -333,14 +333,16 @@ def test_an_unknown_limit_that_starts_used_up_waits_for_what_stands_in_the_windo
         World(plan, [server], Random(0)).run([Step(0, [(1,)] * 200, "none", "none")])
 
 
-def test_a_crashed_process_leaves_calls_that_may_still_arrive() -> None:
+@pytest.mark.parametrize("charge", ["estimate", "usage"])
+def test_a_crashed_process_leaves_calls_that_may_still_arrive(charge: str) -> None:
     """Granted just before the crash, resumed at once, arrived at D = 1 s."""
-    caller = Caller("requests=10/s:burst=10:start=full:transit=1s")
+    caller = Caller(f"requests=10/s:burst=10:start=full:transit=1s:charge={charge}")
     server = servers.Bucket(10, S, 10)
     caller.grant(0, 10)
-    caller.wall_us += 5 * S
     decide.resume(caller.plan, caller.state, 0, caller.now(5 * S))
     server.charge(S, 10)
-    for _ in caller.granted(6 * S):
-        assert server.fits(S, 1)
-        server.charge(S, 1)
+    for at in range(5 * S, 8 * S, S // 20):
+        for grant in caller.granted(at):
+            assert server.fits(at - 4 * S, 1)
+            server.charge(at - 4 * S, 1)
+            caller.settle(at, grant)

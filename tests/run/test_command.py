@@ -348,7 +348,7 @@ def test_the_same_id_as_text_and_as_number_is_one_id(source: Path, server: Ledge
 def test_a_rerun_sends_only_what_is_left_and_tries_failures_again(source: Path, server: Ledger) -> None:
     write_lines(source, [line("a"), line("once", FAILS, {}), line("never", FAILS), "not json"])
     assert run(source, server.url).code == 1
-    assert sorted(ids(errors(source)), key=str) == ["None", "never", "once"]
+    assert sorted(map(str, ids(errors(source)))) == ["None", "never", "once"]
     ran = run(source, server.url)
     assert ran.code == 1
     assert [item["custom_id"] for item in read(errors(source)) if item["custom_id"]] == ["never"]
@@ -1044,4 +1044,4 @@ def test_help_tells_of_every_option_and_exit_code() -> None:
         b"--deadline --ordered --fresh --progress --summary-json".split()
     ):
         assert option in told
-    assert b"130 interrupted" in told
+    assert b"130 interrupted" in b" ".join(told.split())

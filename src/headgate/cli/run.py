@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import math
 import os
+import re
 import sys
 import warnings
 from dataclasses import replace
@@ -23,6 +26,11 @@ from headgate.run.summary import lines
 from headgate.run.view import make_view
 
 USAGE = 2
+_NO_PLACE = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG
+)  # fmt: skip
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OUR_FIELDS = ("idempotency-key", "content-length", "transfer-encoding")
 
 
 def _limit(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[Limit, ...]:
@@ -39,9 +47,15 @@ def _timeout(context: click.Context, parameter: click.Parameter, value: str) -> 
         seconds = float(value)
     except ValueError:
         seconds = 0.0
-    if not seconds > 0:
+    if not 0 < seconds < math.inf:
         raise click.BadParameter(f"expected 'auto' or seconds above 0; got {value!r}")
     return seconds
+
+
+def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"expected a number of seconds; got {value!r}")
+    return value
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -102,6 +116,7 @@ def _timeout(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option(
     "--max-transit",
     type=click.FloatRange(0, 3600, min_open=True),
+    callback=_finite,
     metavar="S",
     help="Longest time from permit to the API's limiter, in seconds. [by the limit]",
 )
@@ -112,7 +127,11 @@ def _timeout(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Most calls in flight. [as many as the limits need]",
 )
 @click.option(
-    "--deadline", type=click.FloatRange(0, min_open=True), metavar="S", help="Stop after so many seconds."
+    "--deadline",
+    type=click.FloatRange(0, min_open=True),
+    callback=_finite,
+    metavar="S",
+    help="Stop after so many seconds.",
 )
 @click.option("--ordered", is_flag=True, help="Write results in the order of the input.")
 @click.option("--fresh", is_flag=True, help="Start over: overwrite the output and its checkpoint.")
@@ -148,6 +167,9 @@ def run(**options: Any) -> None:
         click.echo(f"headgate run: {error}", err=True)
         click.echo("What was written stands; the same command goes on from there.", err=True)
         code = 1
+    except KeyboardInterrupt:
+        click.echo("headgate run: interrupted. The same command goes on from here.", err=True)
+        code = INTERRUPTED
     sys.exit(code)
 
 
@@ -156,7 +178,12 @@ def _run(*, progress: str, summary_json: str | None, **options: Any) -> int:
     view = make_view(progress)
     try:
         session = Session(settings, view)
-        session.prepare()
+        try:
+            session.prepare()
+        except OSError as error:
+            if error.errno in _NO_PLACE:
+                raise ConfigurationError(str(error)) from error
+            raise
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             code = _in_loop(session)
@@ -224,6 +251,9 @@ def _settings(
         raise ConfigurationError(f"--errors: expected another file than the output; got {errors!r}")
     if path is not None and path.resolve() in {p.resolve() for p in (out, failed) if p is not None}:
         raise ConfigurationError("the input would be overwritten; give another --output or --errors")
+    for place in (out, failed):
+        if place is not None and place.exists() and not place.is_file():
+            raise ConfigurationError(f"expected a file to write to; got {str(place)!r}")
     changes: dict[str, Any] = {}
     if start is not None:
         changes["start"] = start_mode(start)
@@ -236,13 +266,15 @@ def _settings(
         errors=failed,
         base_url=base_url.rstrip("/"),
         limits=tuple(_changed(limit, changes) for limit in limits),
-        headers={
-            "Content-Type": "application/json",
-            "Accept": "application/json, */*;q=0.5",
-            "User-Agent": "headgate",
-            **key_headers,
-            **dict(_header(text) for text in headers),
-        },
+        headers=_merged(
+            {
+                "Content-Type": "application/json",
+                "Accept": "application/json, */*;q=0.5",
+                "User-Agent": "headgate",
+            },
+            key_headers,
+            dict(_header(text) for text in headers),
+        ),
         key=key,
         query=query,
         timeout_seconds=timeout,
@@ -283,11 +315,24 @@ def _key(env: str | None, header: str | None, query: str | None) -> tuple[str, d
     if query:
         return key, {}, f"{quote(query)}={quote(key, safe='')}"
     name = header or "Authorization"
+    if not _FIELD_NAME.fullmatch(name) or not key.isprintable():
+        raise ConfigurationError("the API key cannot be sent in a header of that name, or at all")
     return key, {name: f"Bearer {key}" if name.lower() == "authorization" else key}, ""
 
 
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
-    if not colon or not name.strip():
+    name, value = name.strip(), value.strip()
+    if not colon or not _FIELD_NAME.fullmatch(name) or not value.replace("\t", " ").isprintable():
         raise ConfigurationError(f"--header: expected 'Name: value'; got {text!r}")
-    return name.strip(), value.strip()
+    if name.lower() in _OUR_FIELDS:
+        raise ConfigurationError(f"--header: {name} is made for each request")
+    return name, value
+
+
+def _merged(*fields: dict[str, str]) -> dict[str, str]:
+    """Header fields, each once; the later ones count."""
+    found: dict[str, tuple[str, str]] = {}
+    for some in fields:
+        found |= {name.lower(): (name, value) for name, value in some.items()}
+    return dict(found.values())

@@ -120,7 +120,11 @@ def acquire(plan: Plan, asks: Sequence[Costs], state: State, now: Now) -> list[D
 
 def _advance(plan: Plan, state: State, now: Now) -> tuple[int, int]:
     """Let time pass up to ``now``; returns it as (steady time, alive time)."""
+    shift = state.steady[0]
     at = steady_time(state.steady, now)
+    if state.steady[0] < shift:
+        for rule, part in zip(plan.rules, state.parts, strict=True):
+            rule.leapt(part, shift - state.steady[0])
     alive = state.alive
     if alive[FLYING] < CROWD and alive[HELD] < 0:  # nearly always
         alive_at = at - alive[FROZEN]
@@ -355,7 +359,10 @@ def resume(plan: Plan, state: State, passed_us: int, now: Now) -> None:
     left_at = state.steady[0] + state.steady[1]
     state.steady[:] = [left_at + max(passed_us, 0) - now.elapsed_us, now.elapsed_us, now.wall_us]
     at = steady_time(state.steady, now)
+    # Alive time goes on from where it was: what was on its way lapses no earlier.
+    frozen = left_at - alive_time(state.alive, left_at)
     state.alive = fresh_alive(at, max((rule.transit_us for rule in plan.rules), default=0))
+    state.alive[FROZEN] = frozen
     for rule, part in zip(plan.rules, state.parts, strict=True):
-        rule.advance(part, at, at, now.wall_us)
-        rule.orphan(part, at)
+        rule.advance(part, at, at - frozen, now.wall_us)
+        rule.orphan(part, at - frozen)

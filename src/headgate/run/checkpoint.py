@@ -132,8 +132,12 @@ class Checkpoint:
     def write_bytes(path: Path, data: bytes) -> None:
         """The same for bytes that :meth:`encode` made earlier."""
         beside = path.with_name(path.name + ".new")
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        try:
+            with beside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from headgate.limiter import Limiter, Permit
 from headgate.providers.openai import Answer, read_answer
 from headgate.run.estimate import Estimator
 from headgate.run.output import Appender, Ordered, Stdout, response_json, result_line
-from headgate.run.rows import Row
+from headgate.run.rows import Row, read_json
 from headgate.run.settings import Settings
 from headgate.run.stats import Counts, Histogram
 from headgate.run.transport import Reply, Transport, TransportError
@@ -42,6 +43,11 @@ GRACE_SECONDS = 5.0
 """What calls in flight get behind the deadline."""
 WATCH_SECONDS = 0.25
 STALL_SECONDS = 0.02
+FIRST_QUIET, LONGEST_QUIET = 0.25, 60.0
+"""Seconds without sending after a refusal that no limit of ours can answer for."""
+_NO_LINE = re.compile(rb"[\0\r\n]|\xe2\x80[\xa8\xa9]|\xc2\x85|\xed[\xa0-\xbf]|\xef\xbb\xbf")
+"""What is no part of a line of UTF-8: all that some reader takes for a line's end, half characters, byte order
+marks."""
 TOKEN_METERS = ("tokens", "input_tokens", "output_tokens")
 
 
@@ -116,7 +122,7 @@ class Engine:
         self.stop_code = 0
         self.estimator = Estimator()
         self.sent_units: dict[str, int] = dict.fromkeys((limit.name for limit in limiter.limits), 0)
-        self.on_sent: Callable[[], None] | None = None
+        self.on_sent: Callable[[Permit], None] | None = None
         self.on_stop: Callable[[], None] | None = None
         self._broken: BaseException | None = None
         self._rows = rows
@@ -130,6 +136,8 @@ class Engine:
         self._others = {
             meter: 1 for meter in self._meters if meter not in (*TOKEN_METERS, "requests", "concurrency")
         }
+        self._rated = any(limit.kind != "concurrency" for limit in limiter.limits)
+        self._quiet_until, self._strikes = 0.0, 0
         self._lingers = any(limit.kind == "concurrency" or limit.held_to_answer for limit in limiter.limits)
         self._largest = {
             meter: min(r.largest for r in limiter.plan.rules if r.limit.meter == meter)
@@ -176,6 +184,12 @@ class Engine:
                 if not flying:
                     task.cancel()
 
+    def fail(self, error: BaseException) -> None:
+        """Stop at once; :meth:`run` raises it."""
+        if self._broken is None:
+            self._broken = error
+            self.cut()
+
     def cut(self) -> None:
         """Stop at once."""
         self._cut = True
@@ -213,9 +227,8 @@ class Engine:
         self._workers.pop(task, None)
         if not task.cancelled():
             error = task.exception()
-            if error is not None and self._broken is None:
-                self._broken = error
-                self.cut()
+            if error is not None:
+                self.fail(error)
         if not self._workers:
             self._all_done.set()
 
@@ -336,7 +349,7 @@ class Engine:
             flight.permit = None
             if self.stopping is not None:
                 raise Stopped
-            flight.permit = permit = await self.limiter.acquire_async(**flight.units)
+            flight.permit = permit = await self._permit(flight.units)
             flight.sent_at = now = time.monotonic()
             if figures.first_sent_at is None:
                 figures.first_sent_at = now
@@ -350,7 +363,7 @@ class Engine:
             if flight.deadline is not None:
                 flight.deadline.reschedule(now + self.timeout())
             if self.on_sent is not None:
-                self.on_sent()
+                self.on_sent(permit)
             self._grow()
 
         try:
@@ -364,6 +377,25 @@ class Engine:
             if self._workers.get(task):
                 self._workers[task] = False
                 figures.in_flight -= 1
+
+    async def _permit(self, units: dict[str, int]) -> Permit:
+        while True:
+            while (left := self._quiet_until - time.monotonic()) > 0:
+                await asyncio.sleep(left)
+            permit = await self.limiter.acquire_async(**units)
+            if self._quiet_until <= time.monotonic():
+                return permit
+            permit.give_back()
+
+    def _hush(self, sent_at: float, retry_after_us: int | None) -> None:
+        """Nobody sends for a while: a refusal that shut no limit, for want of one."""
+        if sent_at >= self._quiet_until:  # else it went before the server asked for quiet
+            self._strikes += 1
+        if retry_after_us is None:
+            pause = min(FIRST_QUIET * 2 ** (self._strikes - 1), LONGEST_QUIET)
+        else:
+            pause = retry_after_us / SECOND
+        self._quiet_until = max(self._quiet_until, time.monotonic() + pause)
 
     async def _exchange(self, flight: Flight, admit: Any) -> Outcome:
         try:
@@ -484,10 +516,13 @@ class Engine:
             if malformed:
                 return Outcome(ErrorClass.MALFORMED, "malformed_answer", malformed, reply, None, None)
             self.figures.latency.add(elapsed)
+            self._strikes = 0
         elif answer.error in SPENDS_NO_ATTEMPT:
             self.figures.counts.refused += 1
+            if not self._rated:
+                self._hush(flight.sent_at, answer.retry_after_us)
         message = self.settings.redact(answer.message) or f"HTTP {reply.status}"
-        code = answer.code or f"http_{reply.status}"
+        code = self.settings.redact(answer.code) or f"http_{reply.status}"
         return Outcome(answer.error, code, message, reply, data, answer.retry_after_us)
 
     def _settle(self, flight: Flight, reply: Reply, data: Any = None) -> Answer:
@@ -508,7 +543,7 @@ class Engine:
             throttle = Throttle(
                 answer.meter, answer.retry_after_us, until_edge=answer.error is ErrorClass.WINDOW_GONE
             )
-            self.figures.counts.late += 1
+            self.figures.counts.late += answer.error in SPENDS_NO_ATTEMPT
         if flight.permit is not None and not flight.permit.settled:
             for limit in self.limiter.limits:
                 meter = limit.meter
@@ -557,13 +592,18 @@ class Engine:
         reply = outcome.reply
         if reply is None:
             return b"null"
-        body = reply.body.strip()
-        if outcome.data is None or b"\n" in body or b"\r" in body:
-            data = outcome.data
-            if data is None:
-                data = body.decode("utf-8", "replace")
-            body = json.dumps(data, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        return response_json(reply.status, reply.fields.get("x-request-id"), body)
+        body, data = reply.body.strip(), outcome.data
+        shows_key = self.settings.may_show_key(body)
+        if data is None or shows_key or _NO_LINE.search(body):
+            body = self._encode(body.decode("utf-8", "replace") if data is None else data, redact=shows_key)
+        request_id = reply.fields.get("x-request-id")
+        return response_json(reply.status, request_id and self.settings.redact(request_id), body)
+
+    def _encode(self, data: Any, *, redact: bool) -> bytes:
+        try:
+            return json.dumps(self.settings.redact_data(data) if redact else data).encode()
+        except RecursionError:  # read, but too deep to be written
+            return json.dumps(self.settings.redact(repr(data))).encode()
 
 
 def _parse(reply: Reply) -> tuple[Any, str]:
@@ -574,6 +614,6 @@ def _parse(reply: Reply) -> tuple[Any, str]:
     if not reply.body and reply.status in (202, 204):
         return None, ""
     try:
-        return json.loads(reply.body), ""
+        return read_json(reply.body), ""
     except (ValueError, RecursionError) as error:
         return None, f"expected JSON; {error}"

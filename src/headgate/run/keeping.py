@@ -16,7 +16,7 @@ from headgate.limiter import Limiter
 from headgate.stores.memory import MemoryStore
 
 LEAST_LEAD = 20
-"""Calls that a kept copy is charged ahead with at least; else twice what was granted since the last one."""
+"""A kept copy is charged ahead with this many of the largest call yet; or twice what went since the last."""
 
 
 class Keeper:
@@ -25,8 +25,10 @@ class Keeper:
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
         self._plan: Plan = limiter.plan
-        self._ahead = 0
-        self._granted = 0
+        none = [0] * len(self._plan.limits)
+        self._left = list(none)  # units on each limit that the kept copy still covers
+        self._granted = list(none)  # units since that copy
+        self._largest = list(none)
 
     @property
     def needed(self) -> bool:
@@ -34,12 +36,11 @@ class Keeper:
         lasting = any(limit.outlives_process for limit in self._plan.limits)
         return lasting and isinstance(self._limiter.store, MemoryStore)
 
-    def save(self, *, final: bool, largest_units: list[int]) -> dict[str, Any]:
+    def save(self, *, final: bool) -> dict[str, Any]:
         """The state as JSON.
 
         Args:
             final: nothing will be granted any more.
-            largest_units: for each limit, what one call costs at most.
         """
         store = self._limiter.store
         if not isinstance(store, MemoryStore):
@@ -48,13 +49,17 @@ class Keeper:
         dumped = json.loads(json.dumps(store.dump(self._limiter.key, self._plan)))
         if not final:
             state = decide.State.load(dumped)
-            self._ahead = max(LEAST_LEAD, 2 * self._granted)
-            self._granted = 0
-            lead = [
-                self._ahead * units if limit.outlives_process else 0
-                for limit, units in zip(self._plan.limits, largest_units, strict=True)
+            used = decide.used(self._plan, state, now)
+            self._left = [
+                min(max(LEAST_LEAD * largest, 2 * granted), max((limit.burst or limit.amount) - stands, 0))
+                if limit.outlives_process
+                else 0
+                for limit, largest, granted, stands in zip(
+                    self._plan.limits, self._largest, self._granted, used, strict=True
+                )
             ]
-            decide.lead(self._plan, state, lead, now)
+            self._granted = [0] * len(self._left)
+            decide.lead(self._plan, state, self._left, now)
             dumped = state.dump()
         return {
             "limits": [repr(limit) for limit in self._plan.limits],
@@ -65,17 +70,29 @@ class Keeper:
             "final": final,
         }
 
-    def granted(self) -> bool:
-        """A call was granted; True if the kept copy no longer covers what follows."""
-        self._granted += 1
-        return self._granted >= self._ahead
+    def granted(self, units: dict[str, int]) -> bool:
+        """A call was granted; True if the kept copy does not cover it, so that another is due before it goes."""
+        covered = True
+        for index, limit in enumerate(self._plan.limits):
+            if limit.outlives_process:
+                cost = units[limit.name]
+                self._left[index] -= cost
+                self._granted[index] += cost
+                self._largest[index] = max(self._largest[index], cost)
+                covered = covered and self._left[index] >= 0
+        return not covered
 
     def restore(self, kept: dict[str, Any]) -> bool:
-        """Take up a saved state; False if there is none, or it is of other limits."""
+        """Take up what a saved state says of our limits; False if it says nothing of them.
+
+        Limits that it does not know start anew.
+        """
         store = self._limiter.store
         if not isinstance(store, MemoryStore) or not kept:
             return False
-        if kept.get("limits") != [repr(limit) for limit in self._plan.limits]:
+        found = {text: index for index, text in enumerate(kept["limits"])}
+        known = [limit for limit in self._plan.limits if repr(limit) in found]
+        if not known:
             return False
         now = store.now()
         if kept["boot"] == boot_id() and now.elapsed_us >= kept["elapsed_us"]:
@@ -83,8 +100,13 @@ class Keeper:
         else:
             passed = now.wall_us - kept["wall_us"]
         state = decide.State.load(kept["state"])
-        decide.resume(self._plan, state, passed, now)
-        store.load(self._limiter.key, self._plan, state)
+        places = [found[repr(limit)] for limit in known]
+        part = Plan(known)
+        state.parts = [state.parts[place] for place in places]
+        state.gates = [state.gates[place] for place in places]
+        state.shut = sum(map(bool, state.gates))
+        decide.resume(part, state, passed, now)
+        store.load(self._limiter.key, self._plan, decide.replan(part, self._plan, state, now))
         return True
 
 

@@ -11,9 +11,15 @@ import json
 import os
 import re
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from headgate.errors import ConfigurationError
+
+if sys.platform != "win32":
+    import fcntl
 
 _ID = re.compile(rb'\{"id": "batch_req_(\d+)"')
 _CHUNK = 1 << 20
@@ -50,18 +56,26 @@ def number_of(line: bytes) -> int | None:
 
 
 class Appender:
-    """A file to which whole lines are added.
+    """A file to which whole lines are added, by one process at a time.
 
     Attributes:
         size: bytes that stand in it.
+
+    Raises:
+        ConfigurationError: another process has it.
+        OSError
     """
 
     def __init__(self, path: Path, *, fresh: bool) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if fresh else 0)
         self._path = path
-        self._fd = os.open(path, flags, 0o644)
-        self.size = _whole_lines(self._fd)
-        os.ftruncate(self._fd, self.size)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            _lock(self._fd, path)
+            self.size = 0 if fresh else _whole_lines(self._fd)
+            os.ftruncate(self._fd, self.size)
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def add(self, line: bytes) -> None:
         """Write a line; on a full disk nothing of it stays.
@@ -73,10 +87,15 @@ class Appender:
         try:
             while written < len(line):
                 written += os.write(self._fd, line[written:] if written else line)
-        except OSError:
+        except OSError as error:
             os.ftruncate(self._fd, self.size)
-            raise
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         self.size += written
+
+    def clear(self) -> None:
+        """Begin anew."""
+        os.ftruncate(self._fd, 0)
+        self.size = 0
 
     def lines_from(self, start: int) -> Iterator[bytes]:
         """The lines behind an offset."""
@@ -112,6 +131,17 @@ class Stdout:
 
     def close(self) -> None:
         """It is not ours to close."""
+
+
+def _lock(fd: int, path: Path) -> None:
+    """Keep a file for this process until it ends, however it ends."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(f"another run is writing to {path}") from None
+        except OSError:  # a file system that knows no locks
+            return
 
 
 def _whole_lines(fd: int) -> int:

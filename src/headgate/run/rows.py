@@ -160,7 +160,7 @@ class RowReader:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(line, parse_constant=_no_json)
+        data = read_json(line)
     except (ValueError, RecursionError) as error:
         raise BadLine(f"expected a JSON object; {error}") from None
     if not isinstance(data, dict):
@@ -168,8 +168,20 @@ def _parse(line: bytes) -> dict[str, Any]:
     return data
 
 
+def read_json(data: bytes) -> Any:
+    """Parse JSON in any of its encodings, and nothing beyond it.
+
+    Raises:
+        ValueError, RecursionError: it is none, or too deep.
+    """
+    return _DECODER.decode(data.decode(json.detect_encoding(data), "surrogatepass"))
+
+
 def _no_json(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_json)
 
 
 def _encode(body: Any) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 from headgate.core.calendar import clock_text
 from headgate.core.model import SECOND, Limit
 from headgate.errors import ConfigurationError
-from headgate.limiter import Limiter
+from headgate.limiter import Limiter, Permit
 from headgate.run.checkpoint import Bitmap, Checkpoint, checkpoint_path, recipe
 from headgate.run.engine import Engine
 from headgate.run.keeping import Keeper
@@ -30,6 +31,8 @@ from headgate.run.view import LimitStatus, Status, View
 from headgate.stores.base import open_store
 
 CHECKPOINT_SECONDS = 3.0
+STREAM = "standard input"
+"""In a checkpoint, in the place of the input's digest: what was done is known by id alone."""
 MALFORMED_TOLD = 10
 """Malformed lines that are told one by one; the rest are only counted, and all stand in the errors file."""
 
@@ -61,12 +64,13 @@ class Session:
     _pace: Pace = field(default_factory=Pace)
     _limit_paces: dict[str, Pace] = field(default_factory=dict)
     _stream: StreamRows | None = None
-    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def prepare(self) -> None:
         """Look through the input, and open or go on with the output."""
         settings = self.settings
         self.reader = RowReader(settings)
+        self.limiter = Limiter(*settings.limits, key="run", store=open_store(settings.store))
+        self.keeper = Keeper(self.limiter)
         found = self._open_checkpoint()
         self.checkpoint = found or Checkpoint.new(settings)
         if settings.source is not None:
@@ -74,21 +78,48 @@ class Session:
             self._check_input(found, seen, settings.source)
             self.total = seen.lines
             self.checkpoint.input_size, self.checkpoint.input_digest = seen.size, seen.digest
-        fresh = found is None
-        if settings.output is None:
-            self.output = Stdout()
-        elif settings.ordered:
-            spill = settings.output.with_name(settings.output.name + ".spill")
-            self.output = Ordered(Appender(settings.output, fresh=True), spill, fresh=fresh)
         else:
-            self.output = Appender(settings.output, fresh=fresh)
+            self.checkpoint.input_size, self.checkpoint.input_digest = 0, STREAM
+        self.output = self._open_output(fresh=found is None)
         self._catch_up()
         self.errors = Appender(settings.errors, fresh=True)
-        self.limiter = Limiter(*settings.limits, key="run", store=open_store(settings.store))
-        self.keeper = Keeper(self.limiter)
-        self.keeper.restore(self.checkpoint.limits)
         if self._path is not None:
+            self.keeper.restore(self._kept_limits(self._path))
+            self._snapshot()
             self.checkpoint.write(self._path)
+
+    def _open_output(self, *, fresh: bool) -> Appender | Ordered | Stdout:
+        path = self.settings.output
+        if path is None:
+            return Stdout()
+        spill = path.with_name(path.name + ".spill")
+        output = Appender(path, fresh=fresh)
+        if not self.settings.ordered:
+            if fresh:
+                spill.unlink(missing_ok=True)
+            elif spill.exists():  # it was ordered before: all results stand there
+                output.clear()
+                with spill.open("rb") as lines:
+                    for line in lines:
+                        if line.endswith(b"\n"):
+                            output.add(line)
+                spill.unlink()
+            return output
+        if not fresh and output.size and not spill.exists():  # it was not: all results stand here
+            draft = spill.with_name(spill.name + ".new")
+            shutil.copyfile(path, draft)
+            draft.replace(spill)
+        output.clear()
+        return Ordered(output, spill, fresh=fresh)
+
+    @staticmethod
+    def _kept_limits(path: Path) -> dict[str, Any]:
+        """What is left of the budgets; they are the account's, so a new start does not bring them back."""
+        try:
+            found = Checkpoint.read(path)
+        except ConfigurationError:  # --fresh over a damaged one
+            return {}
+        return found.limits if found is not None else {}
 
     def _open_checkpoint(self) -> Checkpoint | None:
         settings = self.settings
@@ -113,6 +144,11 @@ class Session:
         return found
 
     def _check_input(self, found: Checkpoint | None, seen: Survey, source: Path) -> None:
+        if found is not None and found.input_digest == STREAM:
+            raise ConfigurationError(
+                f"{self.settings.output} was begun from standard input; go on with it from there, "
+                "--fresh starts over, another --output keeps it"
+            )
         if found is not None and found.input_digest and seen.prefix != found.input_digest:
             raise ConfigurationError(
                 f"{source} has changed since {self.settings.output} was begun (appended lines would be fine); "
@@ -150,13 +186,12 @@ class Session:
         )
         engine.on_stop = self._note_stop
         self._limit_paces = {limit.name: Pace() for limit in self.limiter.limits}
-        keeps = self._path is not None and self.keeper.needed
-        if keeps:
-            self._write_now()
+        if self._path is not None and self.keeper.needed:
             engine.on_sent = self._note_grant
         tasks = [asyncio.create_task(self._show())]
         if self._path is not None:
             tasks.append(asyncio.create_task(self._write_now_and_then()))
+            tasks[-1].add_done_callback(self._checkpoint_ended)
         restore = self._catch_signals()
         try:
             await engine.run()
@@ -206,34 +241,41 @@ class Session:
     def _snapshot(self, *, final: bool = False) -> None:
         self.checkpoint.output_size = self.output.size
         if self.keeper.needed:
-            self.checkpoint.limits = self.keeper.save(final=final, largest_units=self._largest_units())
-
-    def _largest_units(self) -> list[int]:
-        """What a call costs at most on each limit, by what was sent so far."""
-        requests = max(self.engine.figures.counts.requests, 1)
-        return [
-            max(1, 2 * self.engine.sent_units[limit.name] // requests)
-            if limit.meter in ("tokens", "input_tokens", "output_tokens")
-            else 1
-            for limit in self.limiter.limits
-        ]
+            self.checkpoint.limits = self.keeper.save(final=final)
 
     def _write_now(self) -> None:
         if self._path is not None:
             self._snapshot()
             self.checkpoint.write(self._path)
 
-    def _note_grant(self) -> None:
-        if self.keeper.granted():
-            self._write_now()
+    def _note_grant(self, permit: Permit) -> None:
+        if self.keeper.granted(permit.units):
+            try:
+                self._write_now()
+            except OSError as error:
+                self.engine.fail(error)
+                raise
+
+    def _checkpoint_ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.engine.fail(error)
 
     async def _write_now_and_then(self) -> None:
-        while True:
+        while self._path is not None:
             await asyncio.sleep(CHECKPOINT_SECONDS)
+            if self.keeper.needed:  # what is granted meanwhile has to be covered by the copy on the disk
+                self._write_now()
+                continue
             self._snapshot()
-            data = self.checkpoint.encode()
-            if self._path is not None:
-                await asyncio.to_thread(self._write_behind, data, self._path)
+            writing = asyncio.ensure_future(
+                asyncio.to_thread(self._write_behind, self.checkpoint.encode(), self._path)
+            )
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait([writing])  # or it would write its older state over the last one
+                raise
 
     def _write_behind(self, data: bytes, path: Path) -> None:
         """Results first: a checkpoint must never speak of lines that are not on the disk."""

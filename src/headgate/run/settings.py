@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus
 
 from headgate.core.model import Limit
 
@@ -48,5 +53,38 @@ class Settings:
     fresh: bool = False
 
     def redact(self, text: str) -> str:
-        """``text`` without the secret."""
-        return text.replace(self.key, "***") if self.key else text
+        """``text`` without the secret, however it is spelled there."""
+        for spelling in _spellings(self.key) if self.key else ():
+            text = text.replace(spelling, "***")
+        return text
+
+    def redact_data(self, data: Any) -> Any:
+        """Parsed JSON without the secret."""
+        match data:
+            case str():
+                return self.redact(data)
+            case list():
+                return [self.redact_data(item) for item in data]
+            case dict():
+                return {self.redact(name): self.redact_data(value) for name, value in data.items()}
+            case _:
+                return data
+
+    def may_show_key(self, body: bytes) -> bool:
+        """Whether the secret may stand in there: its longest part that nobody spells in another way does."""
+        return bool(self.key) and _core(self.key) in body
+
+
+@lru_cache(maxsize=8)
+def _spellings(key: str) -> tuple[str, ...]:
+    """A key as it is, in URLs and in JSON."""
+    percent = (quote(key, safe=""), quote(key), quote_plus(key))
+    lower = (re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), text) for text in percent)
+    escaped = json.dumps(key)[1:-1]
+    found = {key, *percent, *lower, escaped, escaped.replace("/", "\\/")}
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+@lru_cache(maxsize=8)
+def _core(key: str) -> bytes:
+    return max(re.findall("[A-Za-z0-9]+", key), key=len, default="").encode()

@@ -25,7 +25,7 @@ def fake_clock() -> FakeClock:
 
 @pytest.fixture
 def sim() -> Iterator[StartServer]:
-    """Start rate-limited servers, until the test ends: ``sim("requests=20/s:burst=5", latency="20ms").url``."""
+    """Start rate-limited servers that live as long as the test: ``sim("requests=20/s:burst=5").url``."""
     from headgate.testing.simulator import simulated_servers
 
     with simulated_servers() as start:

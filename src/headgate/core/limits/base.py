@@ -56,8 +56,11 @@ class Rule(Protocol):
         self, state: State, cost: int, marks: Marks, reading: Reading, granted_at: int, at: int
     ) -> None: ...
     def refused(self, state: State, cost: int, marks: Marks, at: int, alive_at: int) -> None: ...
-    def orphan(self, state: State, at: int) -> None:
-        """Nobody will settle what is on its way: book it as charged, and free the slots."""
+    def orphan(self, state: State, alive_at: int) -> None:
+        """Nobody will settle what is on its way: book it as charged when it must have arrived; free slots."""
+
+    def leapt(self, state: State, passed_us: int) -> None:
+        """The elapsed clock claims so much more time than steady time has given it."""
 
     def edge_after(self, state: State, at: int) -> int:
         """The steady instant of the next edge of the window; ``at`` where there are none."""
@@ -164,11 +167,11 @@ class Holds:
             found.append((NEVER, pinned))
         return found
 
-    def orphan(self, state: State) -> int:
-        """Nobody will settle the holds that wait for an answer: takes them away and returns their sum."""
+    def orphan(self, state: State, alive_at: int) -> None:
+        """Nobody will settle the holds that wait for an answer: let them lapse."""
         pinned = state[self.base] - state[self.base + 2]
-        state[self.base] -= pinned
-        return pinned
+        if pinned:
+            self._let_lapse(state, pinned, alive_at)
 
 
 _TURN = 1 << 50

@@ -48,8 +48,11 @@ class Concurrency:
     def refused(self, state: State, cost: int, marks: Marks, at: int, alive_at: int) -> None:
         self.settle(state, cost, marks, Settled("answered", cost), at, alive_at)
 
-    def orphan(self, state: State, at: int) -> None:
+    def orphan(self, state: State, alive_at: int) -> None:
         state[0] = 0
+
+    def leapt(self, state: State, passed_us: int) -> None:
+        """Time that may not have passed refills nothing."""
 
     def edge_after(self, state: State, at: int) -> int:
         return at

@@ -131,7 +131,7 @@ class FixedWindow:
         state[PASSED] |= passed
         if state[PASSED] == BY_ELAPSED | BY_WALL:
             state[PASSED] = 0
-            state[START] = at
+            state[START] = max(self._window(at, state[OFFSET])[0], seam - state[DRIFTED])
             self._turn(state, state[LATE])
 
     def _lapse(self, state: State, at: int, alive_at: int, edge: int) -> None:
@@ -166,7 +166,8 @@ class FixedWindow:
         if state[PASSED] or state[DRIFTED] != state[OFFSET]:
             by_wall = self._window(state[AT], state[DRIFTED])[1]
             if state[PASSED] or by_wall != state[END]:
-                return max(at, min(state[END], by_wall))  # not before; it will be told anew there
+                edges = {0: max(state[END], by_wall), BY_ELAPSED: by_wall, BY_WALL: state[END]}
+                return max(at, edges[state[PASSED]] + self.error_us)
         to_come = self.holds.lapses_to_come(state, alive)
         edge, late = state[END], state[LATE]
         if at >= edge:
@@ -225,8 +226,14 @@ class FixedWindow:
         state[USED] = max(state[USED], self.amount)
         state[PACED_FROM] = -1
 
-    def orphan(self, state: State, at: int) -> None:
-        self.holds.orphan(state)  # they stand in the window's count
+    def orphan(self, state: State, alive_at: int) -> None:
+        self.holds.orphan(state, alive_at)
+
+    def leapt(self, state: State, passed_us: int) -> None:
+        """By the elapsed clock the edges come that much earlier in steady time."""
+        state[OFFSET] += passed_us
+        state[START] -= passed_us
+        state[END] -= passed_us
 
     def edge_after(self, state: State, at: int) -> int:
         return state[END]

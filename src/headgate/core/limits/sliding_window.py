@@ -186,8 +186,11 @@ class SlidingWindow:
         self.settle(state, cost, marks, Settled("answered", cost), at, alive_at)
         self._pace(state, max(self.amount - self.used(state), 0), at)
 
-    def orphan(self, state: State, at: int) -> None:
-        self._add(state, LOG, LOGGED, self.holds.orphan(state), at)
+    def orphan(self, state: State, alive_at: int) -> None:
+        self.holds.orphan(state, alive_at)
+
+    def leapt(self, state: State, passed_us: int) -> None:
+        """Time that may not have passed refills nothing."""
 
     def edge_after(self, state: State, at: int) -> int:
         return at + self.period_us

@@ -181,8 +181,11 @@ class TokenBucket:
         state[LEVEL] = min(state[LEVEL], 0)
         self._debit(state, cost)
 
-    def orphan(self, state: State, at: int) -> None:
-        self._debit(state, self.holds.orphan(state))
+    def orphan(self, state: State, alive_at: int) -> None:
+        self.holds.orphan(state, alive_at)
+
+    def leapt(self, state: State, passed_us: int) -> None:
+        """Time that may not have passed refills nothing."""
 
     def edge_after(self, state: State, at: int) -> int:
         return at
