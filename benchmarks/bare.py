@@ -8,8 +8,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks.clients import run_in_loop, send_all, ungated
+from benchmarks.sending import Post, run_in_loop, send_all
+
+
+async def once(post: Post) -> None:
+    await post()
+
 
 if __name__ == "__main__":
     rows, url, connections = sys.argv[1:]
-    run_in_loop(send_all(url, Path(rows), int(connections), ungated()))
+    run_in_loop(send_all(url, Path(rows), int(connections), once))

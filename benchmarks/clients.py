@@ -1,73 +1,19 @@
-"""Callers for one and the same job: POST each row of a file, until the server has accepted it.
-
-All have the same session and the same bounded pool of workers, which is kinder to a limiter than a task for
-each row: nothing bunches up before it starts. They differ in what lets a call go, and in what a refusal
-leads to.
-"""
+"""Clients that differ in what lets a call go, and in what a refusal leads to."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable
 
-import aiohttp
 import pyrate_limiter
 from aiolimiter import AsyncLimiter
 
+from benchmarks.sending import Client, Post
 from headgate import Limiter
-
-Result = TypeVar("Result")
-Post: TypeAlias = Callable[[], Awaitable[tuple[int, Mapping[str, str]]]]
-"""Sends one call and reads the answer: (status, headers)."""
-Client: TypeAlias = Callable[[Post], Awaitable[None]]
-"""Sends one call until it is accepted."""
 
 FIRST_BACKOFF_SECONDS = 0.25
 LONGEST_BACKOFF_SECONDS = 8.0
-
-
-def run_in_loop(main: Coroutine[Any, Any, Result]) -> Result:
-    """On the event loop that `headgate run` would take."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
-
-
-async def send_all(url: str, rows: Path, workers: int, client: Client) -> None:
-    """Send every row; returns when all have been accepted."""
-    connector = aiohttp.TCPConnector(limit=0)
-    with rows.open() as lines:
-        async with aiohttp.ClientSession(url, connector=connector) as session:
-            await asyncio.gather(*(_work(session, lines, client) for _ in range(workers)))
-
-
-async def _work(session: aiohttp.ClientSession, lines: Iterator[str], client: Client) -> None:
-    for line in lines:
-        row = json.loads(line)
-        body = json.dumps(row["body"]).encode()
-
-        async def post(path: str = row["url"], body: bytes = body) -> tuple[int, Mapping[str, str]]:
-            async with session.post(path, data=body, headers={"content-type": "application/json"}) as answer:
-                await answer.read()
-                return answer.status, answer.headers
-
-        await client(post)
-
-
-def ungated() -> Client:
-    """Nothing but the call."""
-
-    async def client(post: Post) -> None:
-        await post()
-
-    return client
 
 
 def backoff(gate: Callable[[], Awaitable[object]] | None = None) -> Client:

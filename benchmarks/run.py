@@ -128,7 +128,7 @@ def run(share: float) -> Table:
         columns=["client", "requests/s", "best CPU ms", "median CPU ms", "ratio", "peak MiB"],
         rows=lines,
         texts=1,
-        note="From the start of the process to its end. CPU ms: of the client, per call. ratio: of median CPU "
-        "time to the floor, which reads rows and answers, but keeps no result, no checkpoint and no limit. "
+        note="From the start of the process to its end. CPU ms: of the client, per call. ratio: of median "
+        "CPU time to the floor, which reads rows and answers, but keeps no result, no checkpoint, no limit. "
         "peak: resident memory.",
     )

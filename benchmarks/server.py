@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from benchmarks.clients import run_in_loop
+from benchmarks.sending import run_in_loop
 
 BODY = json.dumps(
     {

@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks import clients
 from benchmarks.report import Table
+from benchmarks.sending import Client, run_in_loop, send_all
 from tests.strict.scenarios import HEADGATE, end, environment, same, strict_server, write_requests
 
 WORKERS = 128
@@ -52,14 +53,14 @@ BUCKET = {
 SCENARIOS = (
     Scenario(
         "token bucket, 400/s, burst 40",
-        calls=2000,
+        calls=1600,
         config=BUCKET,
         spec="requests=400/s:burst=40",
         rates=((400, 1), (40, 0.1)),
     ),
     Scenario(
         "the same, refused calls count",
-        calls=2000,
+        calls=1600,
         config={**BUCKET, "count_refused": True},
         spec="requests=400/s:burst=40",
         rates=((400, 1), (40, 0.1)),
@@ -110,13 +111,13 @@ def callers(scenario: Scenario) -> Iterator[tuple[str, Callable[[str, Path], Non
             except subprocess.TimeoutExpired:
                 end(process)
 
-    def library(make: Callable[[], clients.Client]) -> Callable[[str, Path], None]:
+    def library(make: Callable[[], Client]) -> Callable[[str, Path], None]:
         async def send(url: str, rows: Path) -> None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CUT_OFF_SECONDS):
-                    await clients.send_all(url, rows, WORKERS, make())
+                    await send_all(url, rows, WORKERS, make())
 
-        return lambda url, rows: clients.run_in_loop(send(url, rows))
+        return lambda url, rows: run_in_loop(send(url, rows))
 
     yield "headgate run", command_line
     yield "headgate, Limiter and aiohttp", library(partial(clients.headgate, scenario.spec))
@@ -182,12 +183,12 @@ def run(share: float) -> Table:
         ],
         rows=rows,
         texts=2,
-        note=f"Clients other than `headgate run` are {WORKERS} workers on one aiohttp session; after a 429 those "
-        "without headgate sleep for Retry-After and a random, doubling time. In brackets what a limiter is "
-        "told: (400, 1 s) is what the API's page would say, (40, 0.1 s) is fitted to its bucket. seconds: from "
-        "the first to the last arrival. steady: accepted calls against the rate that the server gives, above "
-        "100 % for whoever also spends a full bucket or window at the start; for the fixed window, whole "
-        "windows only. with start: the same against all that it could have given, the full start included. "
-        "stall ms: how long the server itself stood still at most. cut off: not done after "
+        note=f"Clients other than `headgate run` are {WORKERS} workers on one aiohttp session; after a 429 "
+        "those without headgate sleep for Retry-After and a random, doubling time. In brackets what a limiter "
+        "is told: (400, 1 s) is what the API's page would say, (40, 0.1 s) is fitted to its bucket. seconds: "
+        "from the first to the last arrival. steady: accepted calls against the rate that the server gives, "
+        "above 100 % for whoever also spends a full bucket or window at the start; for the fixed window, "
+        "whole windows only. with start: the same against all that it could have given, the full start "
+        "included. stall ms: how long the server itself stood still at most. cut off: not done after "
         f"{CUT_OFF_SECONDS:.0f} s.",
     )

@@ -771,6 +771,38 @@ class TestStalls:
             head.result(10)
         assert is_empty(limiter)
 
+    @pytest.mark.parametrize("priority", [0, 1])
+    def test_a_loop_looks_once_the_head_is_in_a_busy_one(self, priority: int) -> None:
+        limiter = Limiter("requests=4/s:burst=1:start=full")
+        went: list[str] = []
+        stalled, go_on = threading.Event(), threading.Event()
+        limiter.acquire().settle()
+
+        async def call(name: str) -> None:
+            async with limiter.permit(max_wait=5):
+                went.append(name)
+
+        async def ask_and_stall() -> None:
+            busy = asyncio.create_task(limiter.acquire_async(priority=priority))
+            await asyncio.sleep(0)
+            stalled.set()
+            assert go_on.wait(10)
+            (await busy).settle()
+
+        async def two_calls() -> None:
+            first = asyncio.create_task(call("first"))
+            await asyncio.sleep(0)
+            elsewhere = asyncio.run_coroutine_threadsafe(ask_and_stall(), other)
+            stalled.wait(10)
+            await asyncio.gather(first, call("last"))
+            go_on.set()
+            await asyncio.wrap_future(elsewhere)
+
+        with loop_in_thread() as other:
+            asyncio.run(two_calls())
+        assert went == ["first", "last"]
+        assert is_empty(limiter)
+
 
 class TestWaking:
     def test_a_settlement_between_an_answer_and_its_booking_is_not_missed(self) -> None:

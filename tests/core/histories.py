@@ -26,7 +26,9 @@ class Pair:
     costs: range
 
     def __repr__(self) -> str:
-        told = {name: value for name in Limit.__slots__ if (value := getattr(self.limit, name)) not in (None, "")}
+        told = {
+            name: value for name in Limit.__slots__ if (value := getattr(self.limit, name)) not in (None, "")
+        }
         return f"{told} against {type(self.server).__name__} {vars(self.server)}"
 
 
@@ -34,7 +36,9 @@ Draw = Callable[[st.SearchStrategy[int]], int]
 
 
 def _transit(draw: st.DrawFn, period: int) -> int | None:
-    return draw(st.sampled_from((None, None, max(period // 20, 1), max(period // 3, 1), period + period // 7)))
+    return draw(
+        st.sampled_from((None, None, max(period // 20, 1), max(period // 3, 1), period + period // 7))
+    )
 
 
 def _charging(draw: st.DrawFn, modes: Sequence[str]) -> dict[str, str]:
@@ -190,7 +194,9 @@ def histories(
     steps = []
     for _ in range(draw(st.integers(1, most_steps))):
         period = draw(st.sampled_from(periods))
-        gap = draw(st.sampled_from((0, 1, transit // 3, transit, period // 2, period - 1, period, 3 * period)))
+        gap = draw(
+            st.sampled_from((0, 1, transit // 3, transit, period // 2, period - 1, period, 3 * period))
+        )
         size = draw(st.sampled_from((1, 2, 5, 12, 40)))
         units = {
             meter: draw(st.sampled_from((1, 1, 1, (costs[meter].stop + 1) // 2, costs[meter].stop - 1)))
@@ -198,7 +204,9 @@ def histories(
         }
         skip = draw(st.sampled_from((None, None, *sorted(meters))))
         one = tuple(
-            0 if pair.limit.meter == skip and len(meters) > 1 else min(units[pair.limit.meter], pair.costs.stop - 1)
+            0
+            if pair.limit.meter == skip and len(meters) > 1
+            else min(units[pair.limit.meter], pair.costs.stop - 1)
             for pair in pairs
         )
         least = tuple(min(1, cost) for cost in one)
@@ -210,7 +218,9 @@ def histories(
             draw(st.sampled_from(tuple(fates))),
         )
         if jumps:
-            size_us = draw(st.sampled_from((-DAY, -period, -2 * SECOND, 0, 2 * SECOND, period + 2 * SECOND, DAY)))
+            size_us = draw(
+                st.sampled_from((-DAY, -period, -2 * SECOND, 0, 2 * SECOND, period + 2 * SECOND, DAY))
+            )
             if draw(st.booleans()):
                 step.elapsed_jump = size_us
             else:

@@ -30,7 +30,9 @@ class Server(Protocol):
 class Bucket:
     """``burst`` units deep, refilled continuously by ``amount`` per ``period``. Starts full unless told."""
 
-    def __init__(self, amount: int, period: int, burst: int, *, level: int | None = None, at: int = 0) -> None:
+    def __init__(
+        self, amount: int, period: int, burst: int, *, level: int | None = None, at: int = 0
+    ) -> None:
         self.amount, self.period = amount, period
         self.full = burst * period
         self.level = self.full if level is None else level * period

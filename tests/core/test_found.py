@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from random import Random
 
 import pytest
@@ -10,14 +9,23 @@ import pytest
 from headgate.core import decide
 from headgate.core.headers import delay_us, openai_readings
 from headgate.core.model import (
-    DAY, HOUR, LOST, NEVER, SECOND, UNSENT, Granted, Limit, Reading, Report, Signal, Throttle, Wait,
+    DAY,
+    LOST,
+    SECOND,
+    UNSENT,
+    Granted,
+    Limit,
+    Reading,
+    Signal,
+    Throttle,
+    Wait,
 )  # fmt: skip
 from headgate.core.plan import Plan
 from headgate.core.text import parse_limit
 from headgate.errors import ConfigurationError
 from tests.core import servers
 from tests.core.caller import WALL, Caller
-from tests.core.world import EXACT, World, Step, integers
+from tests.core.world import EXACT, Step, World, integers
 
 S = SECOND
 MS = 1_000
@@ -92,7 +100,9 @@ def test_an_unknown_limit_is_not_filled_up_by_what_an_answer_says_is_left(stated
         assert isinstance(answer, Granted)
         assert server.fits(at, 1), f"refused at {at}"
         server.charge(at, 1)
-        caller.settle(at + 1, answer, Signal(readings=(Reading("requests", stated, server.remaining(at), None),)))
+        caller.settle(
+            at + 1, answer, Signal(readings=(Reading("requests", stated, server.remaining(at), None),))
+        )
         at += 1
 
 

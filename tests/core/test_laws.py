@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 import pytest
-from hypothesis import example, given, note, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headgate.core.plan import Plan

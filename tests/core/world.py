@@ -53,7 +53,9 @@ class Step:
     wall_jump: int = 0
 
     def __repr__(self) -> str:
-        jumps = f", jumps {self.elapsed_jump}, {self.wall_jump}" if self.elapsed_jump or self.wall_jump else ""
+        jumps = (
+            f", jumps {self.elapsed_jump}, {self.wall_jump}" if self.elapsed_jump or self.wall_jump else ""
+        )
         first = self.asks[:4] if len(self.asks) > 4 else self.asks
         return f"Step(+{self.gap_us}, {len(self.asks)} × {first}, {self.delay}, {self.latency}, {self.fate}{jumps})"
 
@@ -171,7 +173,9 @@ class World:
 
     def _check_wait(self, answer: Wait, now: Now, told: Wait | None) -> None:
         assert answer.until_us > now.elapsed_us, "told to wait until an instant that is over"
-        assert told is None or now.elapsed_us < told.until_us, f"not granted when told: {told}, but told {answer}"
+        assert told is None or now.elapsed_us < told.until_us, (
+            f"not granted when told: {told}, but told {answer}"
+        )
 
     def _check_not_before(self, wake: int) -> None:
         told = wake + self.clock.elapsed
@@ -198,10 +202,14 @@ class World:
         for index, rule in enumerate(self.plan.rules):
             taken = sum(answer.costs[index] for answer in answers if isinstance(answer, Granted))
             oversized = rule.limit.kind == "unknown" and any(
-                answer.costs[index] > rule.limit.amount // 20 for answer in answers if isinstance(answer, Granted)
+                answer.costs[index] > rule.limit.amount // 20
+                for answer in answers
+                if isinstance(answer, Granted)
             )
             if not oversized:
-                assert after[index] - before[index] == taken, f"{rule.limit.name}: {before} → {after}, took {taken}"
+                assert after[index] - before[index] == taken, (
+                    f"{rule.limit.name}: {before} → {after}, took {taken}"
+                )
 
     def _check_state(self) -> None:
         dumped = self.state.dump()
@@ -252,7 +260,9 @@ class World:
         if mode == "stalls":  # nobody is answered for a while, then everybody
             beat = 5 * self.transit
             return beat - self.true % beat
-        longest = {"none": 0, "short": self.transit // 10, "long": 6 * self.transit, "any": 2 * self.transit}[mode]
+        longest = {"none": 0, "short": self.transit // 10, "long": 6 * self.transit, "any": 2 * self.transit}[
+            mode
+        ]
         return self.random.randint(0, longest)
 
     def _push(self, at: int, phase: int, call: Call) -> None:

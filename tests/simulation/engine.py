@@ -95,7 +95,9 @@ class Run:
         transits = [rule.transit_us for rule in self.plan.rules if rule.transit_us]
         self.transit = min(transits, default=SECOND)
         self.period = max(self.plan.limits[0].period_us, SECOND)
-        self.service = self.transit // 3 if row.longest_service is None else round(row.longest_service * SECOND)
+        self.service = (
+            self.transit // 3 if row.longest_service is None else round(row.longest_service * SECOND)
+        )
         self.slots = any(limit.kind == "concurrency" for limit in self.plan.limits)
         self.usage = [limit.settles_to_usage for limit in self.plan.limits]
         self.late = [limit.when == "completion" for limit in self.plan.limits]
@@ -131,7 +133,9 @@ class Run:
                 if self.measured_to == 0:
                     self.measured_to = at
                 next_gap = out.calls + self.random.choice((5, 40, 200, 400))
-                resumes = at + self.random.choice((self.transit, self.period // 2, self.period, 3 * self.period + 1))
+                resumes = at + self.random.choice(
+                    (self.transit, self.period // 2, self.period, 3 * self.period + 1)
+                )
                 wake = resumes
                 continue
             if self.measured_from == 0 and at >= skip:
@@ -241,7 +245,9 @@ class Run:
         self._push(at + call.service, 1, call)
 
     def _complete(self, call: Call, at: int) -> None:
-        rows = zip(self.plan.limits, self.servers, call.costs, call.used, call.receipts, self.late, strict=True)
+        rows = zip(
+            self.plan.limits, self.servers, call.costs, call.used, call.receipts, self.late, strict=True
+        )
         for limit, server, cost, used, receipt, late in rows:
             if limit.kind == "concurrency":
                 server.refund(at, receipt, cost)

@@ -1,1 +1,1 @@
-"""What APIs say: one module for each dialect. From status, fields and body to plain facts; no HTTP library."""
+"""What APIs say, one module for each dialect: from status, fields and body to plain facts; no HTTP library."""

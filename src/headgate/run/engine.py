@@ -46,8 +46,8 @@ STALL_SECONDS = 0.02
 FIRST_QUIET, LONGEST_QUIET = 0.25, 60.0
 """Seconds without sending after a refusal that no limit of ours can answer for."""
 _NO_LINE = re.compile(rb"[\0\r\n]|\xe2\x80[\xa8\xa9]|\xc2\x85|\xed[\xa0-\xbf]|\xef\xbb\xbf")
-"""What is no part of a line of UTF-8: all that some reader takes for a line's end, half characters, byte order
-marks."""
+"""What is no part of a line of UTF-8: all that some reader takes for a line's end, half characters, byte
+order marks."""
 TOKEN_METERS = ("tokens", "input_tokens", "output_tokens")
 
 
@@ -380,7 +380,7 @@ class Engine:
 
     async def _permit(self, units: dict[str, int]) -> Permit:
         while True:
-            while (left := self._quiet_until - time.monotonic()) > 0:
+            while (left := self._quiet_until - time.monotonic()) > 0:  # noqa: ASYNC110  # its end moves
                 await asyncio.sleep(left)
             permit = await self.limiter.acquire_async(**units)
             if self._quiet_until <= time.monotonic():
@@ -501,7 +501,8 @@ class Engine:
         for meter, cost in units.items():
             if cost > self._largest[meter]:
                 raise CostExceedsLimit(
-                    f"the limit on {meter} can carry at most {self._largest[meter]} in one call; this one costs {cost}",
+                    f"the limit on {meter} can carry at most {self._largest[meter]} in one call; "
+                    f"this one costs {cost}",
                     limit=meter,
                     cost=cost,
                     largest=self._largest[meter],
@@ -548,11 +549,8 @@ class Engine:
             for limit in self.limiter.limits:
                 meter = limit.meter
                 booked = flight.units.get(meter, 1)
-                if limit.settles_to_usage:
-                    booked = usage.get(meter, booked)
-                else:
-                    booked = charged.get(meter, booked)
-                self.sent_units[limit.name] += booked
+                told = usage if limit.settles_to_usage else charged
+                self.sent_units[limit.name] += told.get(meter, booked)
             flight.permit.signal(
                 Signal(usage=usage, charged=charged, readings=answer.readings, throttle=throttle)
             )

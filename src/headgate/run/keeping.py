@@ -71,7 +71,7 @@ class Keeper:
         }
 
     def granted(self, units: dict[str, int]) -> bool:
-        """A call was granted; True if the kept copy does not cover it, so that another is due before it goes."""
+        """A call was granted; True if the kept copy does not cover it: another is due before it goes."""
         covered = True
         for index, limit in enumerate(self._plan.limits):
             if limit.outlives_process:

@@ -1,8 +1,8 @@
 """Result lines in the OpenAI batch form, each exactly once, whatever interrupts the run.
 
-A line is written whole, by one call, as soon as its answer has come. After a crash the end of the file may hold half
-a line: that is cut off, and its call counts as not done. The number of the input line stands in ``id``, so the
-file tells by itself what is done.
+A line is written whole, by one call, as soon as its answer has come. After a crash the end of the file may
+hold half a line: that is cut off, and its call counts as not done. The number of the input line stands in
+``id``, so the file tells by itself what is done.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ class Ordered:
     """Puts results into the order of the input, by way of a spill file and an index on disk.
 
     Results are kept in ``spill`` as they come; the index has a fixed place for each input line. Whatever is
-    next in order goes on to the output at once. Memory stays flat however far the others run ahead. The spill is
-    the truth: a run that goes on writes the output anew from it, since a line that failed before may now
+    next in order goes on to the output at once. Memory stays flat however far the others run ahead. The spill
+    is the truth: a run that goes on writes the output anew from it, since a line that failed before may now
     have its result.
 
     Args:

@@ -151,8 +151,8 @@ class Session:
             )
         if found is not None and found.input_digest and seen.prefix != found.input_digest:
             raise ConfigurationError(
-                f"{source} has changed since {self.settings.output} was begun (appended lines would be fine); "
-                "--fresh starts over, another --output keeps it"
+                f"{source} has changed since {self.settings.output} was begun "
+                "(appended lines would be fine); --fresh starts over, another --output keeps it"
             )
 
     def _catch_up(self) -> None:
@@ -382,7 +382,7 @@ class Session:
         return LimitStatus(limit.name, pace.per_second(), possible_units(limit, 1.0), binds)
 
     def blocked_text(self) -> str:
-        """``requests/day is blocked until 00:00 America/Los_Angeles``, if it is for more than a few seconds."""
+        """``requests/day is blocked until 00:00 America/Los_Angeles``, if for more than a few seconds."""
         blocked = self.limiter.blocked()
         if blocked is None:
             return ""

@@ -56,8 +56,8 @@ class FileRows(AsyncIterator[Row]):
 class StreamRows(AsyncIterator[Row]):
     """The rows of standard input, as they come; those whose ids are done already are passed over.
 
-    A thread reads, since nothing else can wait for every kind of standard input; it stays a few blocks ahead at
-    most. Ids are kept in a file, so that memory stays flat.
+    A thread reads, since nothing else can wait for every kind of standard input; it stays a few blocks ahead
+    at most. Ids are kept in a file, so that memory stays flat.
     """
 
     _AHEAD = 4

@@ -86,7 +86,8 @@ def lines(summary: dict[str, Any]) -> list[str]:
         found.append(f"{limit['name']}: {limit['used']:,.0f} of {limit['possible']:,.0f} possible{share}")
     if summary["max_transit_seconds"] is not None:
         found.append(
-            f"max_transit_seconds {summary['max_transit_seconds']:g}, exceeded {summary['max_transit_exceeded']:,} times; "
+            f"max_transit_seconds {summary['max_transit_seconds']:g}, "
+            f"exceeded {summary['max_transit_exceeded']:,} times; "
             f"longest stall of our own loop {summary['longest_loop_stall_seconds'] * 1000:.0f} ms"
         )
     return found

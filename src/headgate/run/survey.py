@@ -1,7 +1,7 @@
 """One look at the whole input before anything is sent: how much it is, what it is, and no id twice.
 
-Memory stays flat: ids go as 64-bit digests into 256 files by their first byte, and each file is looked through
-by itself. Two digests that agree are compared by the ids themselves.
+Memory stays flat: ids go as 64-bit digests into 256 files by their first byte, and each file is looked
+through by itself. Two digests that agree are compared by the ids themselves.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -77,10 +78,8 @@ def survey(
             size += len(line)
             if not line.isspace():
                 lines += 1
-                try:
+                with suppress(BadLine):  # it is reported when its turn comes
                     ids.add(reader.custom_id(number, line), number)
-                except BadLine:
-                    pass  # it is reported when its turn comes
             if tick is not None and number % 20_000 == 0:
                 tick(size)
         for first, second in ids.twins():
@@ -97,7 +96,8 @@ def _refuse_if_same(source: Path, reader: RowReader, first: int, second: int) ->
             break
     if ids[first] == ids[second]:
         raise ConfigurationError(
-            f"every id stands on one line; {ids[first]!r} stands on lines {first + 1} and {second + 1} of {source}"
+            f"every id stands on one line; {ids[first]!r} stands on lines {first + 1} and {second + 1} "
+            f"of {source}"
         )
 
 
