@@ -184,7 +184,7 @@ def run(share: float) -> Table:
         rows=rows,
         texts=2,
         note=f"Clients other than `headgate run` are {WORKERS} workers on one aiohttp session; after a 429 "
-        "those without headgate sleep for Retry-After and a random, doubling time. In brackets what a limiter "
+        "those without headgate sleep for Retry-After and a random, doubling time. In brackets what it "
         "is told: (400, 1 s) is what the API's page would say, (40, 0.1 s) is fitted to its bucket. seconds: "
         "from the first to the last arrival. steady: accepted calls against the rate that the server gives, "
         "above 100 % for whoever also spends a full bucket or window at the start; for the fixed window, "

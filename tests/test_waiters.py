@@ -771,19 +771,20 @@ class TestStalls:
             head.result(10)
         assert is_empty(limiter)
 
-    @pytest.mark.parametrize("priority", [0, 1])
-    def test_a_loop_looks_once_the_head_is_in_a_busy_one(self, priority: int) -> None:
-        limiter = Limiter("requests=4/s:burst=1:start=full")
+    @pytest.mark.parametrize(("priority", "cost"), [(0, 1), (1, 2)], ids=["behind", "overtaken"])
+    def test_a_loop_looks_once_the_head_is_in_a_busy_one(self, priority: int, cost: int) -> None:
+        limiter = Limiter("requests=4/s:burst=2:start=full")
+        names = ["first"] if priority else ["first", "last"]
         went: list[str] = []
         stalled, go_on = threading.Event(), threading.Event()
-        limiter.acquire().settle()
+        limiter.acquire(requests=2).settle()
 
         async def call(name: str) -> None:
             async with limiter.permit(max_wait=5):
                 went.append(name)
 
         async def ask_and_stall() -> None:
-            busy = asyncio.create_task(limiter.acquire_async(priority=priority))
+            busy = asyncio.create_task(limiter.acquire_async(priority=priority, requests=cost))
             await asyncio.sleep(0)
             stalled.set()
             assert go_on.wait(10)
@@ -794,13 +795,13 @@ class TestStalls:
             await asyncio.sleep(0)
             elsewhere = asyncio.run_coroutine_threadsafe(ask_and_stall(), other)
             stalled.wait(10)
-            await asyncio.gather(first, call("last"))
+            await asyncio.gather(first, *map(call, names[1:]))
             go_on.set()
             await asyncio.wrap_future(elsewhere)
 
         with loop_in_thread() as other:
             asyncio.run(two_calls())
-        assert went == ["first", "last"]
+        assert went == names
         assert is_empty(limiter)
 
 

@@ -15,7 +15,7 @@ WALL = 1_790_000_000_000_000
 
 
 class Caller:
-    """Asks and settles at instants of the elapsed clock; the wall clock goes along unless ``wall_us`` moves."""
+    """Asks and settles at instants of the elapsed clock; the wall clock goes along."""
 
     def __init__(self, *limits: str | Limit, at: int = 0) -> None:
         self.plan = Plan(parse_limits(limits))

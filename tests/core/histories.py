@@ -121,7 +121,8 @@ def calendars(draw: st.DrawFn, meter: str = "requests", modes: Sequence[str] = A
     period = {"hour": HOUR, "day": 25 * HOUR, "month": 31 * DAY + HOUR}[unit]
     zone = draw(st.sampled_from(("UTC", "America/Los_Angeles", "Asia/Kolkata", "Europe/Berlin")))
     limit = Limit(
-        meter=meter, amount=amount, period_us=period, kind="calendar", calendar=unit, zone=zone, name=meter + " calendar",
+        meter=meter, amount=amount, period_us=period, kind="calendar", calendar=unit, zone=zone,
+        name=meter + " calendar",
         max_transit_us=draw(st.sampled_from((None, None, 60 * SECOND))),
         **_charging(draw, modes),  # type: ignore[arg-type]
     )  # fmt: skip

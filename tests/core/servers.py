@@ -169,7 +169,7 @@ class Grid:
 
 
 class Anchored(Grid):
-    """At most ``amount`` units in each window of ``period``; a window opens at the first call after the last."""
+    """At most ``amount`` units in each window of ``period``, which opens at the first call after the last."""
 
     def __init__(self, amount: int, period: int) -> None:
         super().__init__(amount, period)

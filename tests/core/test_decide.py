@@ -268,9 +268,9 @@ def test_a_window_that_is_gone_opens_at_its_edge() -> None:
 
 @pytest.mark.parametrize("text", KINDS)
 def test_shut_stays_shut_through_json(text: str) -> None:
-    caller = Caller(text + ":start=full", at=20 * S)
-    caller.settle(20 * S + MS, caller.grant(20 * S), refused(after=5 * S))
-    assert caller.copy().until(20 * S + 2 * MS) == caller.until(20 * S + 2 * MS) >= 25 * S
+    caller = Caller(text + ":start=full", at=21 * S)
+    caller.settle(21 * S + MS, caller.grant(21 * S), refused(after=5 * S))
+    assert caller.copy().until(21 * S + 2 * MS) == caller.until(21 * S + 2 * MS) >= 26 * S
 
 
 # the state

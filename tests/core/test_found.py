@@ -45,8 +45,7 @@ def test_a_hold_lasts_its_transit_though_the_silence_ends_because_others_gave_up
     waiting = crowd(caller, at, 12)
     late = at + 60 * MS  # nobody has been answered: time stands still for holds
     caller.used(late)
-    grant = caller.ask(late, (500_000,))[0]
-    assert isinstance(grant, Granted)
+    assert isinstance(caller.ask(late, (500_000,))[0], Granted)
     for each in waiting:
         caller.settle(late, each, UNSENT)
     held = caller.plan.rules[0]
@@ -322,7 +321,7 @@ def test_a_call_that_may_arrive_behind_an_edge_counts_there_though_nothing_happe
 
 
 def test_what_is_left_before_the_charge_at_completion_is_not_taken_for_what_is_left_after() -> None:
-    """A server that charges at completion states ``remaining`` in the head of its answer, before the charge."""
+    """A server that charges at completion states ``remaining`` in the head of its answer."""
     caller = Caller("tokens=100/s:burst=100:charge=usage:when=completion:start=full")
     grant = caller.grant(0, 60)
     reading = Reading("tokens", 100, 100, None)
@@ -356,3 +355,11 @@ def test_a_crashed_process_leaves_calls_that_may_still_arrive(charge: str) -> No
             assert server.fits(at - 4 * S, 1)
             server.charge(at - 4 * S, 1)
             caller.settle(at, grant)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "sliding", "anchored", "bucket:burst=5"])
+@pytest.mark.timeout(20)
+def test_pinned_holds_do_not_make_the_ring_run_through_all_of_time(kind: str) -> None:
+    caller = Caller(f"tokens=5/s:kind={kind}:charge=usage:start=full:transit=1ms", at=10**13 + S // 2)
+    caller.grant(10**13 + S // 2, 2)
+    caller.used(10**13 + S // 2 + 10**12)

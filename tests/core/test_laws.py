@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from tests.core import histories
 from tests.core.histories import Pair
 from tests.core.world import World
 
+READS: tuple[Literal["no", "limit", "remaining"], ...] = ("no", "limit", "remaining")
 KINDS = {
     "bucket": histories.buckets(),
     "window": histories.windows(),
@@ -26,7 +28,7 @@ KINDS = {
 
 def play(data: st.DataObject, pairs: Sequence[Pair], *, jumps: bool = False, careful: bool = True) -> World:
     steps = data.draw(histories.histories(pairs, jumps=jumps))
-    reads = data.draw(st.sampled_from(("no", "limit", "remaining")))
+    reads = data.draw(st.sampled_from(READS))
     world = World(
         Plan([pair.limit for pair in pairs]),
         [pair.server for pair in pairs],

@@ -53,11 +53,9 @@ class Step:
     wall_jump: int = 0
 
     def __repr__(self) -> str:
-        jumps = (
-            f", jumps {self.elapsed_jump}, {self.wall_jump}" if self.elapsed_jump or self.wall_jump else ""
-        )
-        first = self.asks[:4] if len(self.asks) > 4 else self.asks
-        return f"Step(+{self.gap_us}, {len(self.asks)} × {first}, {self.delay}, {self.latency}, {self.fate}{jumps})"
+        jumps = f", jumps {self.elapsed_jump}, {self.wall_jump}" * bool(self.elapsed_jump or self.wall_jump)
+        modes = f"{self.delay}, {self.latency}, {self.fate}"
+        return f"Step(+{self.gap_us}, {len(self.asks)} × {self.asks[:4]}, {modes}{jumps})"
 
 
 @dataclass

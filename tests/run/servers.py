@@ -211,11 +211,12 @@ class Ledger:
 
 
 @contextmanager
-def ledger_server(folder: Path, *, latency: float = 0.0) -> Iterator[Ledger]:
+def ledger_server(
+    folder: Path, *, latency: float = 0.0, ledger: Path | None = None
+) -> Iterator[Ledger]:
     """A ledger server in a process of its own."""
-    port_file, ledger = folder / "server.port", folder / "server.ledger"
+    port_file, ledger = folder / "server.port", ledger or folder / "server.ledger"
     port_file.unlink(missing_ok=True)
-    ledger.write_bytes(b"")
     options = ["--port-file", str(port_file), "--ledger", str(ledger), "--latency", str(latency)]
     process = subprocess.Popen([sys.executable, __file__, *options])
     try:

@@ -1,7 +1,7 @@
 """Every pair of a server and a plan that is safe against it, with the utilisation that theory allows.
 
-Servers allow ``N`` = 100 units in ``T`` = 10 s, or a bucket of as much; the plans are declared as the caller would
-declare that server, or adapted to it by the condition of the table.
+Servers allow ``N`` = 100 units in ``T`` = 10 s, or a bucket of as much; the plans are declared as that server
+would be, or adapted to it by the condition of the table.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def calendar(unit: str, zone: str, amount: int) -> Callable[[Random], Sequence[S
 
 
 def begun(server: Server, units: int) -> Callable[[Random], Sequence[Server]]:
-    """A server that somebody has used just before."""
+    """A server of which somebody has used ``units`` just before."""
 
     def build(rnd: Random) -> Sequence[Server]:
-        fresh = deepcopy(server)
-        fresh.charge(-1, units)
-        return [fresh]
+        used = deepcopy(server)
+        used.charge(-1, units)
+        return [used]
 
     return build
 
@@ -86,6 +86,8 @@ def paced(rate: float) -> Callable[[float], float]:
 
 SLIDING = "requests=100/10s:kind=sliding:start=full"
 ANCHORED = "requests=100/10s:kind=anchored:start=full"
+HALF = "requests=50/10s:kind=sliding:start=full"
+QUARTER = "requests=25/10s:kind=fixed:start=full"
 SMALL = "requests=95/10s:burst=5:start=full"
 UNKNOWN = "requests=100/10s"
 PACED = "requests=99/10s:burst=1:start=full"
@@ -114,6 +116,20 @@ def _window(server: str, build: Callable[[Random], Sequence[Server]]) -> list[Ro
     ]
 
 
+def _begun(
+    name: str, server: Server, client: str, options: str, bound: Callable[[float], float]
+) -> list[Row]:
+    """Servers that are used up, or nearly, when we begin, and a caller who has been told."""
+    return [
+        Row(
+            f"{name}, {units} used", f"{client}, start={start}",
+            (f"requests=100/10s:{options}:start={start}",), begun(server, units), bound, PER_SECOND,
+            calls=3_000,
+        )
+        for units, start in ((min(N, server.stated_limit), "empty"), (min(60, server.stated_limit), "used-60"))
+    ]  # fmt: skip
+
+
 def tokens(most: int) -> Callable[[Random], Costs]:
     return lambda rnd: (rnd.randint(1, most),)
 
@@ -125,7 +141,8 @@ ROWS: tuple[Row, ...] = (
     _row("grid ± 5 ms", known_grid(5_000), "fixed", "requests=100/10s:kind=fixed:start=empty", part(1.0)),
     _row(
         "grid ± 500 ms", known_grid(500_000), "fixed",
-        "requests=100/10s:kind=fixed:error=500ms:start=empty", part(1.0),
+        "requests=100/10s:kind=fixed:error=500ms:start=empty",
+        part(1.0),
     ),
     _row("grid ± 5 ms", known_grid(5_000), "fixed, D = T", "requests=100/10s:kind=fixed:transit=10s", part(0.5)),
     Row(
@@ -141,8 +158,8 @@ ROWS: tuple[Row, ...] = (
         calendar("month", "Europe/Berlin", 300), part(0.95), 300 / 30.4 / 86400, skip_seconds=35 * 86400,
         calls=9_000,
     ),
-    _row("sliding counter", counter, "fixed, N/4", "requests=25/10s:kind=fixed:start=full", part(0.25)),
-    _row("sliding counter", counter, "sliding, N/2", "requests=50/10s:kind=sliding:start=full", held(10, 0.5)),
+    _row("sliding counter", counter, "fixed, N/4", QUARTER, part(0.25)),
+    _row("sliding counter", counter, "sliding, N/2", HALF, held(10, 0.5)),
     _row("sliding counter", counter, "bucket, B' + R'T <= N", SMALL, part(0.95)),
     _row("sliding counter", counter, "unknown", UNKNOWN, part(0.95)),
     _row("sliding counter", counter, "pacing", PACED, paced(0.99)),
@@ -157,19 +174,12 @@ ROWS: tuple[Row, ...] = (
     _row("bucket in ticks", ticks, "unknown", UNKNOWN, part(0.95)),
     _row("bucket in ticks", ticks, "pacing", "requests=100/10s:burst=1:start=full", paced(1.0)),
     _row("1 per T/N", finest, "pacing", "requests=1/100ms:burst=1:start=full", paced(1.0)),
-    *(
-        Row(server, f"{client}, {start}", (f"requests=100/10s:{options}:start={start}",), build, bound, PER_SECOND,
-            calls=3_000)
-        for server, client, options, build, bound in (
-            ("bucket, used", "bucket", "burst=30", lambda units: begun(servers.Bucket(N, T, 30), min(units, 30)), part(1.0)),
-            ("sliding log, used", "sliding", "kind=sliding", lambda units: begun(servers.SlidingLog(N, T), units), held(10)),
-            ("anchored, used", "anchored", "kind=anchored", lambda units: begun(servers.Anchored(N, T), units), held(10)),
-            ("grid, used", "fixed", "kind=fixed", lambda units: begun(servers.Grid(N, T, phase=-1), units), part(1.0)),
-            ("sliding log, used", "unknown", "kind=unknown", lambda units: begun(servers.SlidingLog(N, T), units), part(0.95)),
-            ("sliding counter, used", "unknown", "kind=unknown", lambda units: begun(servers.SlidingCounter(N, T), units), part(0.95)),
-        )
-        for start, build in (("empty", build(100)), ("used-60", build(60)))
-    ),
+    *_begun("bucket", servers.Bucket(N, T, 30), "bucket", "burst=30", part(1.0)),
+    *_begun("sliding log", servers.SlidingLog(N, T), "sliding", "kind=sliding", held(10)),
+    *_begun("sliding log", servers.SlidingLog(N, T), "unknown", "kind=unknown", part(0.95)),
+    *_begun("anchored", servers.Anchored(N, T), "anchored", "kind=anchored", held(10)),
+    *_begun("sliding counter", servers.SlidingCounter(N, T), "unknown", "kind=unknown", part(0.95)),
+    *_begun("grid", servers.Grid(N, T, phase=-WALL), "fixed", "kind=fixed", part(1.0)),
     Row(
         "concurrency", "concurrency", ("concurrency=50",), lambda _: [servers.Slots(50)], part(1.0),
         50 / 3.5, longest_service=6.0,

@@ -43,6 +43,9 @@ GRACE_SECONDS = 5.0
 """What calls in flight get behind the deadline."""
 WATCH_SECONDS = 0.25
 STALL_SECONDS = 0.02
+BUSY_SECONDS = 0.008
+"""A loop that comes this late to its timers, on the mean of the last few, has no time for more workers."""
+ENOUGH_WORKERS = 64
 FIRST_QUIET, LONGEST_QUIET = 0.25, 60.0
 """Seconds without sending after a refusal that no limit of ours can answer for."""
 _NO_LINE = re.compile(rb"[\0\r\n]|\xe2\x80[\xa8\xa9]|\xc2\x85|\xed[\xa0-\xbf]|\xef\xbb\xbf")
@@ -148,6 +151,8 @@ class Engine:
         self._flights: set[Flight] = set()
         self._linger: set[asyncio.Task[None]] = set()
         self._exhausted = False
+        self._lag = 0.0
+        self._timeout = FIRST_TIMEOUT if settings.timeout_seconds is None else settings.timeout_seconds
         self._all_done = asyncio.Event()
         self._cut = False
         self._transport: Transport | None = None
@@ -201,20 +206,17 @@ class Engine:
         """Calls that wait for a permit."""
         return self.limiter.waiting
 
-    def timeout(self) -> float:
-        """Seconds that a call may take now."""
-        fixed = self.settings.timeout_seconds
-        if fixed is not None:
-            return fixed
+    def _learn_timeout(self) -> None:
         latency = self.figures.latency
-        if latency.count < LEARNED_TIMEOUTS:
-            return FIRST_TIMEOUT
-        return max(LEAST_TIMEOUT, TIMEOUT_FACTOR * (latency.quantile(0.99) or 0.0))
+        if self.settings.timeout_seconds is None and latency.count >= LEARNED_TIMEOUTS:
+            self._timeout = max(LEAST_TIMEOUT, TIMEOUT_FACTOR * (latency.quantile(0.99) or 0.0))
 
     def _grow(self) -> None:
         """Keep a few workers ready for the next permits, half as many as are in flight."""
         if self._exhausted or self.stopping is not None:
             return
+        if self._lag > BUSY_SECONDS and len(self._workers) >= ENOUGH_WORKERS:
+            return  # more at once would only wait for this loop
         figures = self.figures
         ready = len(self._workers) - figures.in_flight - figures.sleeping
         wanted = max(2, figures.in_flight // 2)
@@ -238,7 +240,9 @@ class Engine:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             now = time.monotonic()
-            limit = self.timeout()
+            self._learn_timeout()
+            self._grow()
+            limit = self._timeout
             for flight in self._flights:
                 if flight.deadline is not None and not flight.deadline.expired():
                     due = flight.sent_at + limit
@@ -263,6 +267,7 @@ class Engine:
             before = loop.time()
             await asyncio.sleep(STALL_SECONDS)
             stall = loop.time() - before - STALL_SECONDS
+            self._lag += (stall - self._lag) / 8
             self.figures.longest_stall = max(self.figures.longest_stall, stall)
 
     # One worker
@@ -361,7 +366,7 @@ class Engine:
                 figures.in_flight += 1
             self._flights.add(flight)
             if flight.deadline is not None:
-                flight.deadline.reschedule(now + self.timeout())
+                flight.deadline.reschedule(now + self._timeout)
             if self.on_sent is not None:
                 self.on_sent(permit)
             self._grow()

@@ -38,8 +38,8 @@ def test_a_hold_lapses_once_after_its_transit_and_at_most_a_slot_later(
         elif verb == "put":
             out.append((at, cost, holds.put(state, cost, at)))
         elif out:
-            granted, cost, slot = out.pop(size % len(out))
-            assert holds.lift(state, cost, slot)
+            _, held, slot = out.pop(size % len(out))
+            assert holds.lift(state, held, slot)
         assert state[0] == sum(cost for _, cost, _ in out)
     assert holds.slot_us <= max(1, transit // SLOTS)
 

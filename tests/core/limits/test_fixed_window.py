@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import pytest
 
@@ -146,8 +146,8 @@ def test_calendar_windows_open_a_second_after_their_edge(
     text: str, now: tuple[int, ...], edge: tuple[int, ...]
 ) -> None:
     def unix_us(parts: tuple[int, ...]) -> int:
-        year, month, day, hour, *minute = parts
-        return int(datetime(year, month, day, hour, *minute, tzinfo=UTC).timestamp()) * S
+        text = "{:04}-{:02}-{:02}T{:02}:{:02}+00:00".format(*parts, *(0,) * (5 - len(parts)))
+        return int(datetime.fromisoformat(text).timestamp()) * S
 
     caller = Caller(text)
     caller.wall_us = unix_us(now)
