@@ -312,7 +312,7 @@ class Limiter:
         """
         with self._listening:
             if not self._listeners:
-                self._line.watchers = (*self._line.watchers, self._told_to_wait)
+                self._line.watch(self._told_to_wait)
             self._listeners = (*self._listeners, listener)
 
         def unsubscribe() -> None:
@@ -321,8 +321,7 @@ class Limiter:
                 listeners.remove(listener)
                 self._listeners = tuple(listeners)
                 if not listeners:
-                    watchers = self._line.watchers
-                    self._line.watchers = tuple(w for w in watchers if w != self._told_to_wait)
+                    self._line.unwatch(self._told_to_wait)
 
         return unsubscribe
 

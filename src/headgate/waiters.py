@@ -1,8 +1,8 @@
 """Who waits for a key in this process, in order, and who wakes them.
 
 All threads and event loops of a process stand in one line for a key. Only the head is ever told when to
-look again; it alone holds a timer. Whoever settles, asks or leaves looks for the others on the way. Should the
-head's loop or thread be busy elsewhere, the other loops and threads look for themselves now and then.
+look again; it alone holds a timer. Whoever settles, asks or leaves looks for the others on the way. Should
+the head's loop or thread be busy elsewhere, the other loops and threads look for themselves now and then.
 
 Order: larger priorities first, first come first served among equals; and every eighth permit goes to
 whoever has waited longest, so that a steady feed of important calls starves nobody.
@@ -97,7 +97,8 @@ def line_of(store: Store, key: str, plan: Plan) -> Line:
         elif line.plan.limits != plan.limits:
             known = ", ".join(limit.name for limit in line.plan.limits)
             raise ConfigurationError(
-                f"the key {key!r} is in use with other limits ({known}); give another key=, or the same limits"
+                f"the key {key!r} is in use with other limits ({known}); "
+                "give another key=, or the same limits"
             )
         return line
 
@@ -118,7 +119,8 @@ class Line:
         self.waiting = 0
         self.until_us = 0
         self.blocking = -1
-        self.watchers: tuple[Callable[[Wait], None], ...] = ()
+        self._watchers: tuple[Callable[[Wait], None], ...] = ()
+        self._told: tuple[Waiter | None, Wait] | None = None
         self._looking: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._lock = threading.Lock()
         self._ranks: dict[float, deque[Waiter]] = {}
@@ -338,9 +340,20 @@ class Line:
                     called.append(before)
             # Those whose loop has been closed under them are not coming back.
             lost = [self._bury(waiter) for waiter in called if waiter.lost] != []
-        if wait is not None:
-            for watcher in self.watchers:
+        if wait is not None and (head, wait) != self._told:
+            self._told = head, wait
+            for watcher in self._watchers:
                 watcher(wait)
+
+    def watch(self, watcher: Callable[[Wait], None]) -> None:
+        """Call ``watcher`` whenever the head, or what it waits for, is another."""
+        with self._lock:
+            self._watchers = (*self._watchers, watcher)
+
+    def unwatch(self, watcher: Callable[[Wait], None]) -> None:
+        """Call it no longer."""
+        with self._lock:
+            self._watchers = tuple(other for other in self._watchers if other != watcher)
 
     def _ask_for_all(self, woken: list[Waiter]) -> Wait | None:
         """Ask, from the front, until one has to wait, who is the new head; collect those who need not."""

@@ -363,3 +363,17 @@ def test_pinned_holds_do_not_make_the_ring_run_through_all_of_time(kind: str) ->
     caller = Caller(f"tokens=5/s:kind={kind}:charge=usage:start=full:transit=1ms", at=10**13 + S // 2)
     caller.grant(10**13 + S // 2, 2)
     caller.used(10**13 + S // 2 + 10**12)
+
+
+@pytest.mark.parametrize("off", [-5 * MS, -1, 1, 3 * MS, 5 * MS])
+def test_told_is_exact_though_the_wall_clock_differs_within_its_error(off: int) -> None:
+    caller = Caller("tokens=10/10s:kind=fixed:start=full:transit=1s", at=S)
+    caller.wall_us += off
+    for at in (S, 9_800 * MS, 10_200 * MS, 19_990 * MS):
+        caller.granted(at, 1, most=6)
+        answer = caller.copy().ask(at, (10,))[0]
+        if isinstance(answer, Granted):
+            continue
+        assert isinstance(answer, Wait)
+        assert isinstance(caller.copy().ask(answer.until_us - 1, (10,))[0], Wait)
+        assert isinstance(caller.copy().ask(answer.until_us, (10,))[0], Granted), at

@@ -86,6 +86,7 @@ def paced(rate: float) -> Callable[[float], float]:
 
 SLIDING = "requests=100/10s:kind=sliding:start=full"
 ANCHORED = "requests=100/10s:kind=anchored:start=full"
+SLOW = "requests=100/10s:kind=fixed:transit=10s"
 HALF = "requests=50/10s:kind=sliding:start=full"
 QUARTER = "requests=25/10s:kind=fixed:start=full"
 SMALL = "requests=95/10s:burst=5:start=full"
@@ -126,7 +127,8 @@ def _begun(
             (f"requests=100/10s:{options}:start={start}",), begun(server, units), bound, PER_SECOND,
             calls=3_000,
         )
-        for units, start in ((min(N, server.stated_limit), "empty"), (min(60, server.stated_limit), "used-60"))
+        for used, start in ((N, "empty"), (60, "used-60"))
+        for units in (min(used, server.stated_limit),)
     ]  # fmt: skip
 
 
@@ -144,7 +146,7 @@ ROWS: tuple[Row, ...] = (
         "requests=100/10s:kind=fixed:error=500ms:start=empty",
         part(1.0),
     ),
-    _row("grid ± 5 ms", known_grid(5_000), "fixed, D = T", "requests=100/10s:kind=fixed:transit=10s", part(0.5)),
+    _row("grid ± 5 ms", known_grid(5_000), "fixed, D = T", SLOW, part(0.5)),
     Row(
         "calendar hour", "calendar", ("requests=200/h:kind=calendar:zone=Asia/Kolkata",),
         calendar("hour", "Asia/Kolkata", 200), part(1.0), 200 / 3600, skip_seconds=7200,
@@ -194,8 +196,10 @@ ROWS: tuple[Row, ...] = (
         lambda _: [servers.Bucket(1000, SECOND, 4000)], part(1.0), 1000, tokens(100), longest_service=1.0,
     ),
     Row(
-        "sliding log, refunds", "sliding, charge=usage", ("tokens=1000/10s:kind=sliding:charge=usage:start=full",),
-        lambda _: [servers.SlidingLog(1000, T)], lambda hold: 10 / (10 + 2 * hold + 10 / 256), 100, tokens(20), longest_service=1.0,
+        "sliding log, refunds", "sliding, charge=usage",
+        ("tokens=1000/10s:kind=sliding:charge=usage:start=full",),
+        lambda _: [servers.SlidingLog(1000, T)], lambda hold: 10 / (10 + 2 * hold + 10 / 256), 100,
+        tokens(20), longest_service=1.0,
     ),
     Row(
         "grid, refunds", "fixed, charge=usage", ("tokens=1000/10s:kind=fixed:charge=usage",),
