@@ -133,6 +133,6 @@ def run(share: float) -> Table:
         texts=2,
         note="of the limit: permits a second, once those that come at once are spent: none for headgate, "
         "which is told to start empty, 100 ms' worth for aiolimiter, a second's worth for pyrate-limiter, "
-        "whose default is a sliding window, with 50 ms added to every wait. The floor has no rate: it is what "
-        "asyncio takes to queue and wake. ratio: of medians, to headgate.",
+        "whose default is a sliding window, with 50 ms added to every wait. The floor has no rate: it is "
+        "what asyncio takes to queue and wake. ratio: of medians, to headgate.",
     )

@@ -377,3 +377,16 @@ def test_told_is_exact_though_the_wall_clock_differs_within_its_error(off: int) 
         assert isinstance(answer, Wait)
         assert isinstance(caller.copy().ask(answer.until_us - 1, (10,))[0], Wait)
         assert isinstance(caller.copy().ask(answer.until_us, (10,))[0], Granted), at
+
+
+def test_the_silence_before_a_large_call_counts_from_the_last_charge() -> None:
+    """A small call is charged at its end, a minute after it was sent; the large one gathered meanwhile."""
+    caller = Caller("tokens=100/10s:charge=usage:when=completion:start=full")
+    server = servers.SlidingLog(100, 10 * S)
+    small = caller.grant(0, 5)
+    assert caller.until(0, 100) == NEVER
+    server.charge(60 * S, 5)
+    caller.settle(60 * S, small, Signal(usage={"tokens": 5}))
+    at = caller.until(60 * S, 100)
+    caller.grant(at, 100)
+    assert server.fits(at, 100), at

@@ -22,7 +22,13 @@ def line(name: str, *do: dict[str, Any], **fields: Any) -> dict[str, Any]:
     body: dict[str, Any] = {"n": name}
     if do:
         body["do"] = list(do)
-    return {"custom_id": name, "method": "POST", "url": "/v1/things", "body": {**body, **fields.pop("body", {})}, **fields}
+    return {
+        "custom_id": name,
+        "method": "POST",
+        "url": "/v1/things",
+        "body": {**body, **fields.pop("body", {})},
+        **fields,
+    }
 
 
 def write_lines(path: Path, lines: Iterable[Any]) -> Path:
@@ -52,7 +58,9 @@ def command(source: Path | str, url: str, *options: str) -> list[str]:
     return [*HEADGATE, "run", str(source), "--base-url", url, "--progress", "none", *options]
 
 
-def run(source: Path | str, url: str, *options: str, stdin: str | bytes | None = None, timeout: float = 60) -> Ran:
+def run(
+    source: Path | str, url: str, *options: str, stdin: str | bytes | None = None, timeout: float = 60
+) -> Ran:
     """Run to its end. Whatever else it says, it never shows a traceback."""
     given = stdin.encode() if isinstance(stdin, str) else stdin
     done = subprocess.run(

@@ -40,8 +40,9 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _KEY = re.compile(rb"\r\nidempotency-key: *([^\r]*)", re.IGNORECASE)
 _ID = re.compile(rb'"n": ?"([^"]*)"')
 _PLAIN = b'{"ok":true,"usage":{"prompt_tokens":5,"completion_tokens":5}}'
-_ANSWER = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(_PLAIN), _PLAIN)
+_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
+    len(_PLAIN),
+    _PLAIN,
 )
 
 
@@ -59,7 +60,9 @@ class LedgerServer:
     def note(self, event: bytes, key: bytes, name: bytes) -> None:
         if not self._lines:
             self.loop.call_soon(self._flush)
-        self._lines.append(b"%s %d %s %s %d\n" % (event, time.monotonic_ns(), key or b"-", name or b"-", self.open))
+        self._lines.append(
+            b"%s %d %s %s %d\n" % (event, time.monotonic_ns(), key or b"-", name or b"-", self.open)
+        )
 
     def _flush(self) -> None:
         os.write(self._fd, b"".join(self._lines))
@@ -151,7 +154,9 @@ class Connection(asyncio.Protocol):
             return
         headers = {"content-type": "application/json", **action.get("headers", {})}
         text = action.get("text")
-        content = json.dumps(action.get("json", {"ok": True})).encode() if text is None else text.encode("latin-1")
+        content = (
+            json.dumps(action.get("json", {"ok": True})).encode() if text is None else text.encode("latin-1")
+        )
         if how == "echo":
             content = json.dumps({"head": head.decode("latin-1"), "body": body.decode()}).encode()
             headers["x-request-id"] = head.decode("latin-1").replace("\r\n", " ")
@@ -161,7 +166,9 @@ class Connection(asyncio.Protocol):
         if how == "chunked":
             start = "\r\n".join([*lines, "transfer-encoding: chunked", "", ""]).encode("latin-1")
             parts = [content[at : at + 7] for at in range(0, len(content), 7)]
-            self.transport.write(start + b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in parts) + b"0\r\n\r\n")
+            self.transport.write(
+                start + b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in parts) + b"0\r\n\r\n"
+            )
             return
         start = "\r\n".join([*lines, f"content-length: {len(content)}", "", ""]).encode("latin-1")
         if how == "cut":
@@ -186,16 +193,25 @@ class Entry(NamedTuple):
 
 
 class Ledger:
-    """A running server and what it has written down."""
+    """A running server and what it has written down since an instant."""
 
-    def __init__(self, port: int, path: Path, pid: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, url: str, path: Path, start: int = 0) -> None:
+        self.url = url
         self.path = path
-        self.pid = pid
+        self._start = start
+
+    def from_here(self) -> Ledger:
+        """The same server, without what has been so far."""
+        return Ledger(self.url, self.path, self.path.stat().st_size)
+
+    def _new(self) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self._start)
+            return file.read()
 
     def entries(self) -> list[Entry]:
         found = []
-        for line in self.path.read_text("latin-1").splitlines():
+        for line in self._new().decode("latin-1").split("\n")[:-1]:
             event, at, key, name, count = line.split(" ")
             found.append(Entry(event, int(at) / 1e9, key, name, int(count)))
         return found
@@ -206,14 +222,12 @@ class Ledger:
 
     def count(self) -> int:
         """How many requests came, without reading them one by one."""
-        data = self.path.read_bytes()
+        data = self._new()
         return data.count(b"\nR ") + data.startswith(b"R ")
 
 
 @contextmanager
-def ledger_server(
-    folder: Path, *, latency: float = 0.0, ledger: Path | None = None
-) -> Iterator[Ledger]:
+def ledger_server(folder: Path, *, latency: float = 0.0, ledger: Path | None = None) -> Iterator[Ledger]:
     """A ledger server in a process of its own."""
     port_file, ledger = folder / "server.port", ledger or folder / "server.ledger"
     port_file.unlink(missing_ok=True)
@@ -225,7 +239,7 @@ def ledger_server(
             if process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError("the server does not listen")
             time.sleep(0.01)
-        yield Ledger(int(port_file.read_text()), ledger, process.pid)
+        yield Ledger(f"http://127.0.0.1:{port_file.read_text()}", ledger)
     finally:
         process.kill()
         process.wait()

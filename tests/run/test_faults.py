@@ -15,7 +15,7 @@ from tests.run.running import HEADGATE, environment, ids, read, results, run, se
 
 FAULTS = "500=3%,reset=1%,hang=0.5%,malformed=5%"
 LIMITS = ["requests=150/s:burst=20", "tokens=60k/s:burst=12k"]
-LINES = 1500
+LINES = 900
 
 
 @contextmanager
@@ -23,7 +23,9 @@ def simulator(folder: Path, *options: str) -> Iterator[tuple[str, Path]]:
     """The URL of a simulated server, and the file where its statistics will stand."""
     port, stats = folder / "port", folder / "stats.json"
     command = [*HEADGATE, "sim", "--port-file", str(port), "--stats-file", str(stats), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    )
     try:
         wait_until(port.exists)
         yield f"http://127.0.0.1:{port.read_text().strip()}", stats
@@ -61,7 +63,10 @@ def test_nothing_is_lost_and_nothing_refused_whatever_breaks(tmp_path: Path, mor
     source = chats(tmp_path / "in.jsonl", LINES)
     summary = tmp_path / "summary.json"
     limits = [text for limit in LIMITS for text in ("--limit", limit)]
-    with simulator(tmp_path, *limits, "--count-refused", "--latency", "30ms", "--faults", FAULTS) as (url, stats):
+    with simulator(tmp_path, *limits, "--count-refused", "--latency", "30ms", "--faults", FAULTS) as (
+        url,
+        stats,
+    ):
         started = time.monotonic()
         ran = run(source, url, *limits, "--summary-json", str(summary), *more, timeout=110)
         seconds = time.monotonic() - started
