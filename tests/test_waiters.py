@@ -925,3 +925,28 @@ class TestListeners:
         if held is not None:
             held.settle()
         assert is_empty(limiter)
+
+
+class TestCalled:
+    def test_a_coroutine_that_never_suspends_does_not_take_the_permits_of_those_who_were_called(
+        self, fake_clock: FakeClock
+    ) -> None:
+        """One that loops without awaiting anything inside its permit kept the others from resuming."""
+        limiter = Limiter("requests=10/s:burst=10:start=full", store=MemoryStore(fake_clock))
+        order: list[str] = []
+
+        async def greedy() -> None:
+            for _ in range(30):
+                async with limiter.permit():
+                    order.append("greedy")
+
+        async def modest(name: str) -> None:
+            async with limiter.permit():
+                order.append(name)
+
+        async def all_of_them() -> None:
+            await asyncio.gather(greedy(), *(modest(f"modest {i}") for i in range(5)))
+
+        fake_clock.run(all_of_them())
+        assert order.index("modest 4") < 20
+        assert limiter.waiting == 0

@@ -39,6 +39,7 @@ class Waiter:
 
     __slots__ = (
         "asked_us",
+        "called",
         "costs",
         "error",
         "grant",
@@ -58,6 +59,7 @@ class Waiter:
         self.number = 0
         self.state = GONE
         self.lost = False
+        self.called = False
         self.grant: Granted | None = None
         self.error: Exception | None = None
         self.place: object = None  # its event loop, if it has one
@@ -127,6 +129,7 @@ class Line:
         self._numbers = 0
         self._served = 0
         self._head: Waiter | None = None
+        self._called = 0  # coroutines that have been granted a permit and have not resumed yet
 
     # Asking
 
@@ -197,6 +200,11 @@ class Line:
         Raises:
             CostExceedsLimit, AcquireTimeout
         """
+        if self._called:
+            # A coroutine that never suspends would go on taking permits while theirs grow old.
+            import asyncio
+
+            await asyncio.sleep(0)
         answer = self.ask(costs)
         if type(answer) is Granted:
             return answer, answer.at_us
@@ -258,12 +266,19 @@ class Line:
             self._abandon(waiter)
             raise
         finally:
+            self._answer_call(waiter)
             if alarm is not None:
                 alarm.cancel()
             if deadline is not None:
                 deadline.cancel()
             self._look_now_and_then(loop)  # for those of this loop that are left
         return _outcome(waiter)
+
+    def _answer_call(self, waiter: Waiter) -> None:
+        with self._lock:
+            if waiter.called:
+                waiter.called = False
+                self._called -= 1
 
     def _look_now_and_then(self, loop: asyncio.AbstractEventLoop) -> None:
         """See from this loop that nobody waits beyond the told instant, while the head waits elsewhere."""
@@ -373,6 +388,9 @@ class Line:
                         continue
                     if type(answer) is Granted:
                         waiter.grant, waiter.state = answer, GRANTED
+                        if waiter.place is not None:
+                            waiter.called = True
+                            self._called += 1
                     elif type(answer) is Refused:
                         waiter.error, waiter.state = self._refusal(waiter.costs, answer), FAILED
                     # Only now: a settlement looks at it without the lock, to see whether anybody waits.
@@ -442,6 +460,7 @@ class Line:
 
     def _bury(self, waiter: Waiter) -> bool:
         """The same without serving those behind; whether that may let one of them go."""
+        self._answer_call(waiter)
         with self._lock:
             grant, waiter.grant = waiter.grant, None
             was_head = waiter.state is WAITING and self._remove(waiter)

@@ -11,6 +11,7 @@ from headgate.core.headers import delay_us, openai_readings
 from headgate.core.model import (
     DAY,
     LOST,
+    NEVER,
     SECOND,
     UNSENT,
     Granted,
