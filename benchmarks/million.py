@@ -32,7 +32,8 @@ class Measured(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.lines:,} lines: {self.seconds:.1f} s, {self.lines / self.seconds:,.0f} per second, "
-            f"{self.cpu_seconds / self.lines * 1e6:,.0f} µs of CPU a line, peak {self.peak_bytes / MIB:.1f} MiB"
+            f"{self.cpu_seconds / self.lines * 1e6:,.0f} µs of CPU a line, "
+            f"peak {self.peak_bytes / MIB:.1f} MiB"
         )
 
 

@@ -74,7 +74,8 @@ def test_nothing_is_lost_and_nothing_refused_whatever_breaks(tmp_path: Path, mor
     told: dict[str, Any] = json.loads(summary.read_text())
     shares = ", ".join(f"{limit['name']} {limit['utilisation']:.1%}" for limit in seen["limits"])
     print(
-        f"\n{seconds:.1f} s; accepted {seen['accepted']}, refused {seen['refused']}, faults {seen['faults']}; "
+        f"\n{seconds:.1f} s; accepted {seen['accepted']}, refused {seen['refused']}, "
+        f"faults {seen['faults']}; "
         f"used as the server saw it: {shares}; as the run saw it: "
         + ", ".join(f"{limit['name']} {limit['utilisation']:.1%}" for limit in told["limits"])
     )

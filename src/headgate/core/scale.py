@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 FULL_BITS = 44
 """So that a debt of 256 full buckets stays below 2^53."""
+LARGEST_BITS = 51
+"""For buckets that take months to fill; a debt of two of them is remembered."""
 MOST_SHIFT = 40
 
 CLOCK_DRIFT = 5_000
@@ -33,8 +35,10 @@ class Scale(NamedTuple):
             if unit_ticks * burst < 1 << FULL_BITS:
                 return cls(unit_ticks, shift)
         unit_ticks = -(-period_us // amount)
+        if unit_ticks * burst < 1 << LARGEST_BITS:
+            return cls(unit_ticks, 0)
         raise OverflowError(
-            f"{burst} units at {amount} per {period_us} µs need more than {FULL_BITS} bits: {unit_ticks * burst}"
+            f"{burst} units at {amount} per {period_us} µs need more than {LARGEST_BITS} bits: {unit_ticks * burst}"
         )
 
 

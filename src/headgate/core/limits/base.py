@@ -131,6 +131,8 @@ class Holds:
     def next_lapse(self, state: State, at: int, alive_at: int) -> tuple[int, int] | None:
         """Take away the oldest hold that has lapsed by ``at``: (instant, cost), or None if there is none."""
         base = self.base
+        if not state[base + 2]:
+            return None
         done = (alive_at - self.transit_us) // self.slot_us  # the slots before it have lapsed
         slot = state[base + 1]
         while slot < done:

@@ -163,7 +163,7 @@ class FixedWindow:
             due = state[PACED_FROM] - (-(state[USED] + cost) * self.scale.unit_ticks >> self.scale.shift)
             if due < state[END]:
                 return max(first, due)
-        if state[PASSED] or state[DRIFTED] != state[OFFSET]:
+        if state[PASSED] or abs(state[DRIFTED] - state[OFFSET]) > self.error_us:
             by_wall = self._window(state[AT], state[DRIFTED])[1]
             if state[PASSED] or by_wall != state[END]:
                 edges = {0: max(state[END], by_wall), BY_ELAPSED: by_wall, BY_WALL: state[END]}

@@ -71,7 +71,7 @@ class TokenBucket:
         if state[HOLDS] and self.holds.due(state, alive_at):
             while lapse := self.holds.next_lapse(state, at, alive_at):
                 self._refill(state, lapse[0])
-                self._debit(state, lapse[1])
+                self._charge(state, lapse[1])
         self._refill(state, at)
 
     def _refill(self, state: State, at: int) -> None:
@@ -84,6 +84,12 @@ class TokenBucket:
             elif room > 0:
                 state[LEVEL] = level + room
             state[AT] = at
+
+    def _charge(self, state: State, units: int) -> None:
+        """The server has charged: a silence begins anew."""
+        if state[LIFT]:
+            state[LEVEL] = min(state[LEVEL], self.full)
+        self._debit(state, units)
 
     def _debit(self, state: State, units: int) -> None:
         state[LEVEL] = max(state[LEVEL] - min(units, self.most) * self.unit, _DEEPEST)
@@ -115,9 +121,8 @@ class TokenBucket:
                 ready = clock + max(-(level - want - held >> shift), 0)
                 if lapse < 0 or ready <= lapse:
                     return max(at, ready)
-            level = (
-                min(full, level + (min(lapse - clock, (full - level >> shift) + 1) << shift)) - units * unit
-            )
+            level = min(full, level + (min(lapse - clock, (full - level >> shift) + 1) << shift))
+            level = min(level, self.full) - units * unit
             held -= units * unit
             clock = lapse
         raise AssertionError("a cost above the largest is refused before it comes here")
@@ -146,9 +151,9 @@ class TokenBucket:
             self.holds.lose(state, cost, slot, alive_at)
         elif self.holds.lift(state, cost, slot):
             if charge:
-                self._debit(state, charge)
+                self._charge(state, charge)
         elif charge > cost:
-            self._debit(state, charge - cost)
+            self._charge(state, charge - cost)
         elif charge < cost:
             # It had been debited already. A server that was full when it charged less has poured the
             # rest away: stay below what the calls since then have left of a full bucket.
@@ -230,5 +235,5 @@ class SmallBucket(TokenBucket):
     def gather(self, cost: int) -> int:
         amount = self.limit.amount
         rate = max(amount - self.burst, 1)
-        silence = 2 * (1 + self.burst / rate - math.sqrt((amount - cost) / rate))
-        return max(cost, math.ceil(silence * rate) + 1)
+        silence = 2 * (rate + self.burst - math.isqrt(max(amount - cost, 0) * rate))
+        return max(cost, silence + 1)
