@@ -180,10 +180,14 @@ def histories(
     pairs: Sequence[Pair],
     *,
     fates: Sequence[Fate] = FATES,
-    jumps: bool = False,
+    jumps: Literal["no", "one", "both"] = "no",
     most_steps: int = 8,
 ) -> list[Step]:
-    """Bursts of calls with gaps of all sizes between."""
+    """Bursts of calls with gaps of all sizes between.
+
+    One clock jumps, the elapsed or the wall; the other stays right. ``jumps="both"``: now this, now that.
+    """
+    jumping = draw(st.sampled_from((("elapsed",), ("wall",)))) if jumps == "one" else ("elapsed", "wall")
     transits = [rule.transit_us for rule in Plan([pair.limit for pair in pairs]).rules if rule.transit_us]
     transit = min(transits, default=1_000)
     periods = [pair.limit.period_us for pair in pairs if pair.limit.period_us] or [SECOND]
@@ -218,11 +222,11 @@ def histories(
             draw(st.sampled_from(LATENCIES)),
             draw(st.sampled_from(tuple(fates))),
         )
-        if jumps:
+        if jumps != "no":
             size_us = draw(
                 st.sampled_from((-DAY, -period, -2 * SECOND, 0, 2 * SECOND, period + 2 * SECOND, DAY))
             )
-            if draw(st.booleans()):
+            if draw(st.sampled_from(jumping)) == "elapsed":
                 step.elapsed_jump = size_us
             else:
                 step.wall_jump = size_us

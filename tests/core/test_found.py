@@ -391,3 +391,13 @@ def test_the_silence_before_a_large_call_counts_from_the_last_charge() -> None:
     at = caller.until(60 * S, 100)
     caller.grant(at, 100)
     assert server.fits(at, 100), at
+
+
+@pytest.mark.parametrize("skew", [-S, S])
+def test_what_is_answered_near_the_edge_by_the_other_clock_counts_on_both_sides(skew: int) -> None:
+    """The elapsed clock went back 3 s; the wall is right, and the server's clock off by the declared error."""
+    limit = Limit(meter="requests", amount=10, period_us=10 * S, kind="fixed", start="full", clock_error_us=S)
+    world = World(Plan([limit]), [servers.Grid(10, 10 * S, phase=skew)], Random(0), careful=False)
+    steps = [Step(S, [(1,)], "none", "none"), Step(3 * S, [(1,)], "none", "none", "answered", -60 * S)]
+    steps += [Step(5_200 * MS, [(1,)] * 5, "none", "none"), Step(5 * S, [(1,)] * 40, "none", "none")]
+    world.run(steps)

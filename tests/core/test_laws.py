@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,7 @@ from tests.core import histories
 from tests.core.histories import Pair
 from tests.core.world import World
 
+Jumps: TypeAlias = Literal["no", "one", "both"]
 READS: tuple[Literal["no", "limit", "remaining"], ...] = ("no", "limit", "remaining")
 KINDS = {
     "bucket": histories.buckets(),
@@ -26,7 +27,7 @@ KINDS = {
 }
 
 
-def play(data: st.DataObject, pairs: Sequence[Pair], *, jumps: bool = False, careful: bool = True) -> World:
+def play(data: st.DataObject, pairs: Sequence[Pair], *, jumps: Jumps = "no", careful: bool = True) -> World:
     steps = data.draw(histories.histories(pairs, jumps=jumps))
     if jumps:  # one of the two clocks is broken, as often as it likes; with both there is no time to go by
         sound = data.draw(st.sampled_from(("elapsed_jump", "wall_jump")))
@@ -63,4 +64,7 @@ def test_several_limits_at_once_are_kept_like_one(pairs: list[Pair], data: st.Da
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_clocks_that_jump_mint_nothing(kind: str, data: st.DataObject) -> None:
-    play(data, [data.draw(KINDS[kind])], jumps=True, careful=False)
+    # Where edges lie on the wall, no one can tell which clock is right once both have jumped.
+    play(
+        data, [data.draw(KINDS[kind])], jumps="one" if kind in ("grid", "calendar") else "both", careful=False
+    )

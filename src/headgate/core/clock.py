@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from headgate.core.model import NEVER, SECOND, Now
+from headgate.core.model import SECOND, Now
 
 Steady: TypeAlias = list[int]
 """[shift, last elapsed_us, last wall_us]; steady time is elapsed time plus shift."""
@@ -25,6 +25,7 @@ LEAP_US = SECOND
 
 
 def fresh_steady(now: Now) -> Steady:
+    """Steady time begins as elapsed time."""
     return [0, now.elapsed_us, now.wall_us]
 
 
@@ -44,7 +45,8 @@ def steady_time(steady: Steady, now: Now) -> int:
 
 
 Alive: TypeAlias = list[int]
-"""[frozen_us, held since or -1, in flight, last answer, mean gap and mean latency in 1/16 µs, answers seen, late
+"""[frozen_us, held since or -1, in flight, last answer, mean gap and mean latency in 1/16 µs, answers
+seen, late
 answers to skip, until when to skip them at most, instant since which there is a crowd, longest hold]."""
 
 FROZEN, HELD, FLYING, LAST, GAP, LATENCY, SEEN, SKIP, SKIP_UNTIL, SINCE, CAP = range(11)

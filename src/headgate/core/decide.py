@@ -113,8 +113,7 @@ def acquire(plan: Plan, asks: Sequence[Costs], state: State, now: Now) -> list[D
             break
     if len(answers) < len(asks):
         last = answers[-1]
-        for costs in asks[len(answers) :]:
-            answers.append(_too_large(plan.rules, costs) or last)
+        answers += [_too_large(plan.rules, costs) or last for costs in asks[len(answers) :]]
     return answers
 
 
@@ -173,7 +172,9 @@ def _too_large(rules: Sequence[Rule], costs: Costs) -> Refused | None:
 
 
 def _wait(plan: Plan, costs: Costs, state: State, at: int) -> Wait | None:
-    """The first instant at which every limit admits it, and the limit that is last to; None if that is now."""
+    """The first instant at which every limit admits it, and the limit that is last to; None if that is
+    now.
+    """
     instant, blocking = at, -1
     moved = True
     while moved and instant < NEVER:

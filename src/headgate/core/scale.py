@@ -2,9 +2,9 @@
 
 A bucket is kept in *ticks*, slices of a microsecond: one microsecond refills ``1 << shift`` ticks, and a
 unit costs a fixed number of them. The shift is the largest that keeps a full bucket below 2^44 ticks, so
-that every intermediate result, debts included, stays below 2^53 and a double computes the same as an integer. A
-unit is rounded up to whole ticks: the rate is never too high, and too low by at most one part in 2^43 / burst:
-0.01 % for buckets of 10^9 units, nothing to speak of for smaller ones.
+that every intermediate result, debts included, stays below 2^53 and a double computes the same as an
+integer. A unit is rounded up to whole ticks: the rate is never too high, and too low by at most one part
+in 2^43 / burst: 0.01 % for buckets of 10^9 units, nothing to speak of for smaller ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Scale(NamedTuple):
         if unit_ticks * burst < 1 << LARGEST_BITS:
             return cls(unit_ticks, 0)
         raise OverflowError(
-            f"{burst} units at {amount} per {period_us} µs need more than {LARGEST_BITS} bits: {unit_ticks * burst}"
+            f"{burst} units at {amount} per {period_us} µs need {unit_ticks * burst} ticks; "
+            f"at most 2^{LARGEST_BITS} can be kept"
         )
 
 

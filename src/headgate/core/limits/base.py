@@ -119,7 +119,9 @@ class Holds:
         return True
 
     def lose(self, state: State, cost: int, slot: int, alive_at: int) -> None:
-        """No answer will come: a hold that waited for one lapses, ``D`` from now, when it must have arrived."""
+        """No answer will come: a hold that waited for one lapses, ``D`` from now, when it must have
+        arrived.
+        """
         if slot < 0:
             self._let_lapse(state, cost, alive_at)
 
@@ -146,8 +148,7 @@ class Holds:
                 state[base + 1] = slot if state[base + 2] else done
                 # never earlier than it was: the clock may have stood still since, not the reverse
                 return min(at, self.lapse_instant(slot - 1, at - alive_at)), cost
-        if slot > state[base + 1]:
-            state[base + 1] = slot
+        state[base + 1] = max(state[base + 1], slot)
         return None
 
     def lapse_instant(self, slot: int, frozen_us: int) -> int:

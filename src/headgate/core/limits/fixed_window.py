@@ -2,17 +2,18 @@
 
 Server: at most ``amount`` units in each window; the count starts again at each edge.
 
-Plan: the whole amount in each window, and nothing within the clock error behind its first edge. A call that has
-not been answered, nor been on its way for ``D``, when a window ends may be charged on either side of the edge:
-it counts in both. Safe, since each call is counted in every window in which the server may count it. It
-reaches 100 %: calls go out at the beginning of a window, and little is on its way at the end. It takes as
-many connections as calls in flight.
+Plan: the whole amount in each window, and nothing within the clock error behind its first edge. A call
+that has not been answered, nor been on its way for ``D``, when a window ends may be charged on either side
+of the edge: it counts in both. Safe, since each call is counted in every window in which the server may
+count it. It reaches 100 %: calls go out at the beginning of a window, and little is on its way at the end.
+It takes as many connections as calls in flight.
 
 ``D`` defaults to ``min(1 s, T / 4)``; a large one costs nothing while the amount is used up early.
 
-The phase is taken from the wall clock once, and then carried by the elapsed clock. Where the two come to differ,
-one of them has been set or has stood still, and nobody can say which: then a window ends only when an edge by
-the one clock *and* an edge by the other have passed, and what is sent between the two counts on both sides.
+The phase is taken from the wall clock once, and then carried by the elapsed clock. Where the two come to
+differ, one of them has been set or has stood still, and nobody can say which: then a window ends only when
+an edge by the one clock *and* an edge by the other have passed, and what is sent between the two counts on
+both sides.
 
 Start: a window of which nothing is known is paced at ``amount / period`` to its end, behind one probe whose
 answer may tell what is left. Windows above five minutes are believed empty.
@@ -45,8 +46,9 @@ from headgate.core.scale import Scale
 ) = range(15)
 """The window's edges; the instant of the state (all steady); units used in the window; those of them that
 may belong to the next one, though no longer on their way; wall less steady time at first; where pacing began,
-or -1; 1 while the first call may go on credit; units granted and answered so far; the instant by which the calls
-without an answer have lapsed; where the wall's window begins (Unix time); which edges have passed, if the
+or -1; 1 while the first call may go on credit; units granted and answered so far; the instant by which the
+calls without an answer have lapsed; where the wall's window begins (Unix time); which edges have passed,
+if the
 clocks differ; wall less steady time now."""
 
 BY_ELAPSED, BY_WALL = 1, 2

@@ -28,7 +28,8 @@ from headgate.core.scale import FULL_BITS, Scale, stretched
 
 LEVEL, AT, PROBE, LIFT, GIVEN, ANSWERED, DEBITED, LOST, HOLDS = range(9)
 """Level in ticks; the instant it is of; 1 while the first call may go on credit; a level above the
-burst that an oversized call is gathering, in ticks; units granted, answered and debited so far; the instant by
+burst that an oversized call is gathering, in ticks; units granted, answered and debited so far; the
+instant by
 which the calls without an answer have lapsed."""
 
 _DEEPEST = -(1 << FULL_BITS + 8)
@@ -208,9 +209,9 @@ class SmallBucket(TokenBucket):
     5 % of the amount and at least one unit, so the plan reaches 95 %. An amount of one is sent
     once per period and ``D``.
 
-    A call that costs more than ``B'`` goes alone, after a silence in which at least that much has gathered, and
-    leaves the excess as debt. Before a cost ``c`` the silence is ``2 (1 + B' / R'T - sqrt((1 - c / N) N / R'T))``
-    periods where that is longer, since a sliding counter weighs the window before.
+    A call that costs more than ``B'`` goes alone, after a silence in which at least that much has
+    gathered, and leaves the excess as debt. Before a cost ``c`` the silence is ``2 (1 + B' / R'T - sqrt((1
+    - c / N) N / R'T))`` periods where that is longer, since a sliding counter weighs the window before.
 
     A server's bucket is safe with it only if it holds at least ``B'``: declare ``burst=`` if you know it. An
     amount of one is safe against all but a sliding counter, which would let through one in two periods.
