@@ -395,7 +395,7 @@ def test_the_silence_before_a_large_call_counts_from_the_last_charge() -> None:
 
 @pytest.mark.parametrize("skew", [-S, S])
 def test_what_is_answered_near_the_edge_by_the_other_clock_counts_on_both_sides(skew: int) -> None:
-    """The elapsed clock went back 3 s; the wall is right, and the server's clock off by the declared error."""
+    """The elapsed clock went back 3 s, the wall is right, the server's off by the declared error."""
     limit = Limit(meter="requests", amount=10, period_us=10 * S, kind="fixed", start="full", clock_error_us=S)
     world = World(Plan([limit]), [servers.Grid(10, 10 * S, phase=skew)], Random(0), careful=False)
     steps = [Step(S, [(1,)], "none", "none"), Step(3 * S, [(1,)], "none", "none", "answered", -60 * S)]

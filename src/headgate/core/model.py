@@ -100,7 +100,8 @@ class Limit:
     def __post_init__(self) -> None:
         if not _NAME.match(self.meter):
             raise ConfigurationError(
-                f"a meter is named by letters, digits, '_' and '-', starting with a letter; got {self.meter!r}"
+                "a meter is named by letters, digits, '_' and '-', starting with a letter; "
+                f"got {self.meter!r}"
             )
         if not 1 <= self.amount <= LARGEST_AMOUNT:
             raise ConfigurationError(f"{self.meter}: the amount is 1 to 10^12 units; got {self.amount}")
@@ -125,11 +126,13 @@ class Limit:
             raise ConfigurationError(f"{self.meter}: start=used:N takes N >= 0; got {self.start}")
         if self.max_transit_us is not None and not 0 < self.max_transit_us <= HOUR:
             raise ConfigurationError(
-                f"{self.meter}: max_transit is above 0 and at most an hour; got {self.max_transit_us / SECOND} s"
+                f"{self.meter}: max_transit is above 0 and at most an hour; "
+                f"got {self.max_transit_us / SECOND} s"
             )
         if self.clock_error_us is not None and not 0 <= self.clock_error_us <= self.period_us // 4:
             raise ConfigurationError(
-                f"{self.meter}: the clock's error is at most a quarter of the period; got {self.clock_error_us} µs"
+                f"{self.meter}: the clock's error is at most a quarter of the period; "
+                f"got {self.clock_error_us} µs"
             )
         if not self.name:
             object.__setattr__(self, "name", self._default_name())
