@@ -220,12 +220,12 @@ class World:
                 )
 
     def _check_state(self) -> None:
-        dumped = self.state.dump()
-        text = json.dumps(dumped)
-        self.state = State.load(json.loads(text))
-        assert json.dumps(self.state.dump()) == text
-        for number in integers(dumped):
-            assert -EXACT < number < EXACT, f"{number} is beyond 53 bits"
+        state = self.state
+        self.state = State.load(json.loads(json.dumps(state.dump())))
+        assert self.state.dump() == state.dump()
+        assert self.state.shut == state.shut
+        for numbers in (state.steady, state.alive, *state.parts, *filter(None, state.gates)):
+            assert -EXACT < min(numbers) <= max(numbers) < EXACT, f"beyond 53 bits: {numbers}"
 
     # what lies between, and the servers
 

@@ -790,12 +790,14 @@ def test_a_key_that_is_refused_stops_the_run(source: Path, server: Ledger, statu
     ran = run(source, server.url, "--limit", "concurrency=2", "--api-key-env", "THE_KEY")
     assert ran.code == (1 if status == 401 else 3)
     assert server.count() <= 4
+    assert not [entry for entry in server.entries() if entry.event == "L"]  # nothing sent and hung up on
 
 
 # Time-outs
 
 
-def test_a_call_that_timed_out_keeps_its_slot_until_it_has_ended(source: Path, server: Ledger) -> None:
+def test_a_call_that_timed_out_keeps_its_slot_until_it_has_ended(source: Path, own_server: Ledger) -> None:
+    server = own_server
     write_lines(source, [line(name, {"after": 1.2}, {}) for name in names(9)])
     summary = source.with_name("summary.json")
     ran = run(
@@ -837,7 +839,8 @@ def test_nobody_listens(source: Path) -> None:
     assert {item["error"]["code"] for item in read(errors(source))} == {"connect_failed"}
 
 
-def test_concurrency_is_the_most_in_flight(source: Path, server: Ledger) -> None:
+def test_concurrency_is_the_most_in_flight(source: Path, own_server: Ledger) -> None:
+    server = own_server
     write_lines(source, [line(name, {"after": 0.1}) for name in names(30)])
     assert run(source, server.url, "--concurrency", "3", "--limit", FAST).code == 0
     assert max(entry.open for entry in server.received()) == 3

@@ -388,9 +388,11 @@ class Engine:
             while (left := self._quiet_until - time.monotonic()) > 0:  # noqa: ASYNC110  # its end moves
                 await asyncio.sleep(left)
             permit = await self.limiter.acquire_async(**units)
-            if self._quiet_until <= time.monotonic():
+            if self.stopping is None and self._quiet_until <= time.monotonic():
                 return permit
             permit.give_back()
+            if self.stopping is not None:  # it came in the same turn as the reason to stop
+                raise Stopped
 
     def _hush(self, sent_at: float, retry_after_us: int | None) -> None:
         """Nobody sends for a while: a refusal that shut no limit, for want of one."""

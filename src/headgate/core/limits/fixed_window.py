@@ -98,7 +98,7 @@ class FixedWindow:
 
     def advance(self, state: State, at: int, alive_at: int, wall_us: int) -> None:
         state[DRIFTED] = wall_us - at
-        if state[PASSED] or abs(state[DRIFTED] - state[OFFSET]) > self.error_us:
+        if state[PASSED] or self._in_doubt(state):
             self._advance_in_doubt(state, at, wall_us)
         elif at >= state[END]:
             begin, end = self._window(at, state[OFFSET])
@@ -110,8 +110,17 @@ class FixedWindow:
             state[SEAM] = begin + state[OFFSET]
             self._turn(state, state[HOLDS] + late + state[LATE])
         if at > state[AT]:
-            self._lapse(state, at, alive_at, state[END])
+            self._lapse(state, at, alive_at, self._first_edge(state))
             state[AT] = at
+
+    def _in_doubt(self, state: State) -> bool:
+        return abs(state[DRIFTED] - state[OFFSET]) > self.error_us
+
+    def _first_edge(self, state: State) -> int:
+        """The next edge by whichever clock comes first to one."""
+        if not self._in_doubt(state):
+            return state[END]
+        return min(state[END], self._window(state[AT], state[DRIFTED])[1])
 
     def _turn(self, state: State, used: int) -> None:
         """Begin a window."""
@@ -165,7 +174,7 @@ class FixedWindow:
             due = state[PACED_FROM] - (-(state[USED] + cost) * self.scale.unit_ticks >> self.scale.shift)
             if due < state[END]:
                 return max(first, due)
-        if state[PASSED] or abs(state[DRIFTED] - state[OFFSET]) > self.error_us:
+        if state[PASSED] or self._in_doubt(state):
             by_wall = self._window(state[AT], state[DRIFTED])[1]
             if state[PASSED] or by_wall != state[END]:
                 edges = {0: max(state[END], by_wall), BY_ELAPSED: by_wall, BY_WALL: state[END]}
@@ -206,7 +215,7 @@ class FixedWindow:
         if state[PASSED]:
             if lifted or charge > cost:
                 state[LATE] += charge - cost
-        elif outcome != "unsent" and at >= state[END] - self.error_us:
+        elif outcome != "unsent" and at >= self._first_edge(state) - self.error_us:
             state[LATE] += charge
 
     def read(self, state: State, cost: int, marks: Marks, reading: Reading, granted_at: int, at: int) -> None:
