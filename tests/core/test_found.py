@@ -401,3 +401,27 @@ def test_what_is_answered_near_the_edge_by_the_other_clock_counts_on_both_sides(
     steps = [Step(S, [(1,)], "none", "none"), Step(3 * S, [(1,)], "none", "none", "answered", -60 * S)]
     steps += [Step(5_200 * MS, [(1,)] * 5, "none", "none"), Step(5 * S, [(1,)] * 40, "none", "none")]
     world.run(steps)
+
+
+def test_what_counts_on_both_sides_of_an_edge_is_remembered_when_another_limit_opens_behind_it() -> None:
+    caller = Caller("tokens=1/10s:kind=fixed:start=full", "requests=1/11s:burst=10:start=empty", at=S)
+    late = caller.grant(9 * S, 1, 0)
+    caller.settle(10 * S - 1, late)
+    told = caller.until(10 * S - 1, 1, 1)  # the bucket opens at 12 s, in a window that may be used up
+    assert isinstance(caller.copy().ask(told - 1, (1, 1))[0], Wait)
+    caller.grant(told, 1, 1)
+
+
+@pytest.mark.parametrize("skew", [-12 * S, 12 * S])
+@pytest.mark.parametrize("jump", [-2 * S, 2 * S])
+def test_clocks_that_differ_within_the_error_leave_less_of_it_to_the_server(skew: int, jump: int) -> None:
+    """Ours differ by 2 s, less than the declared 12 s; the server's by 12 s from the one that is right."""
+    limit = Limit(
+        meter="requests", amount=2, period_us=60 * S, kind="fixed", clock_error_us=12 * S, start="full"
+    )
+    world = World(Plan([limit]), [servers.Grid(2, 60 * S, phase=skew)], Random(0), careful=False)
+    world.clock.wall = 1_790_000_040 * S  # a full minute
+    world.state = decide.fresh(world.plan, world.now())
+    steps = [Step(15 * S, [(1,)], "none", "none"), Step(S, [], "none", "none", "answered", jump)]
+    steps += [Step(33 * S, [(1,)], "none", "none"), Step(3 * S, [(1,)] * 6, "none", "none")]
+    world.run(steps)

@@ -310,9 +310,8 @@ class World:
             call.ends = min(call.ends, self.true + 2 * self.transit)
             self._push(call.ends, 2, call)
             return
-        call.used = tuple(
-            self.random.randint(0, cost) if limit.settles_to_usage else cost for limit, _, cost in rows
-        )
+        share = self.random.random()
+        call.used = tuple(round(share * cost) if limit.settles_to_usage else cost for limit, _, cost in rows)
         readings = []
         for limit, server, cost in rows:
             late = limit.when == "completion"

@@ -758,7 +758,7 @@ def test_a_budget_of_a_day_survives_kills(source: Path, server: Ledger, limit: s
             going.kill()
     ran = run(source, server.url, "--limit", limit, "--limit", "concurrency=4", "--deadline", "20")
     assert ran.code == 3
-    assert 200 <= server.count() <= most
+    assert 235 <= server.count() <= most  # each kill may cost a twentieth, and what was in flight
 
 
 def test_a_budget_of_tokens_survives_a_kill(source: Path, server: Ledger) -> None:

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from headgate.core import decide
+from headgate.core.model import Limit
 from headgate.core.plan import Plan
 from headgate.limiter import Limiter
 from headgate.stores.memory import MemoryStore
 
-LEAST_LEAD = 20
-"""A kept copy is charged ahead with this many of the largest call yet; or twice what went since the last."""
+FIRST_LEAD = 20
+"""A kept copy is charged ahead with so many of the largest call yet, or twice what went since the last."""
+LARGEST_LEAD = 20
+"""Never with more than this part of the limit, a twentieth: so much of it may a crash cost."""
 
 
 class Keeper:
@@ -51,12 +54,10 @@ class Keeper:
             state = decide.State.load(dumped)
             used = decide.used(self._plan, state, now)
             self._left = [
-                min(max(LEAST_LEAD * largest, 2 * granted), max((limit.burst or limit.amount) - stands, 0))
+                min(self._lead(index, limit), max((limit.burst or limit.amount) - stands, 0))
                 if limit.outlives_process
                 else 0
-                for limit, largest, granted, stands in zip(
-                    self._plan.limits, self._largest, self._granted, used, strict=True
-                )
+                for index, (limit, stands) in enumerate(zip(self._plan.limits, used, strict=True))
             ]
             self._granted = [0] * len(self._left)
             decide.lead(self._plan, state, self._left, now)
@@ -69,6 +70,11 @@ class Keeper:
             "boot": boot_id(),
             "final": final,
         }
+
+    def _lead(self, index: int, limit: Limit) -> int:
+        largest = self._largest[index]
+        wanted = max(FIRST_LEAD * largest, 2 * self._granted[index])
+        return max(largest, min(wanted, limit.amount // LARGEST_LEAD))
 
     def granted(self, units: dict[str, int]) -> bool:
         """A call was granted; True if the kept copy does not cover it: another is due before it goes."""
