@@ -20,13 +20,13 @@ from tests.run.test_rows import settings
     ],
 )
 def test_every_spelling_is_covered(shown: str) -> None:
-    found = settings(key=SECRET)
+    found = settings(secrets=(SECRET,))
     assert found.redact(f"a {shown} b {shown}") == "a *** b ***"
     assert found.may_show_key(f"a {shown} b".encode())
 
 
 def test_a_key_that_json_escapes_is_found_in_what_was_parsed() -> None:
-    found = settings(key=SECRET)
+    found = settings(secrets=(SECRET,))
     body = json.dumps({"a": [f"Bearer {SECRET}", 5, None], SECRET: True}).replace("+", "\\u002b").encode()
     assert found.may_show_key(body)
     assert found.redact_data(json.loads(body)) == {"a": ["Bearer ***", 5, None], "***": True}

@@ -26,6 +26,9 @@ from headgate.run.summary import lines
 from headgate.run.view import make_view
 
 USAGE = 2
+LEAST_SECRET = 6
+"""Anything shorter keeps no secret, and hiding it would spoil the text around it."""
+_SECRET_HEADER = re.compile("auth|key|token|secret|cookie|password", re.IGNORECASE)
 _NO_PLACE = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG
 )  # fmt: skip
@@ -233,6 +236,7 @@ def _settings(
     headers: tuple[str, ...],
     timeout: float | None,
     deadline: float | None,
+    concurrency: int | None,
     **rest: Any,
 ) -> Settings:
     parts = urlsplit(base_url)
@@ -265,7 +269,8 @@ def _settings(
         output=out,
         errors=failed,
         base_url=base_url.rstrip("/"),
-        limits=tuple(_changed(limit, changes) for limit in limits),
+        limits=_limits(limits, changes, concurrency),
+        concurrency=concurrency,
         headers=_merged(
             {
                 "Content-Type": "application/json",
@@ -275,12 +280,28 @@ def _settings(
             key_headers,
             dict(_header(text) for text in headers),
         ),
-        key=key,
+        secrets=tuple(filter(None, (key, *(_secret(*_header(text)) for text in headers)))),
         query=query,
         timeout_seconds=timeout,
         deadline_seconds=deadline,
         **rest,
     )
+
+
+def _limits(limits: tuple[Limit, ...], changes: dict[str, Any], concurrency: int | None) -> tuple[Limit, ...]:
+    """The limits with the options for all of them; --concurrency is one more, unless they have their own."""
+    found = tuple(_changed(limit, changes) for limit in limits)
+    if concurrency is not None and all(limit.kind != "concurrency" for limit in found):
+        found += (Limit(meter="concurrency", amount=concurrency, kind="concurrency"),)
+    return found
+
+
+def _secret(name: str, value: str) -> str:
+    """The part of a header that must not be shown; empty for most headers."""
+    if not _SECRET_HEADER.search(name):
+        return ""
+    secret = value.rpartition(" ")[2]  # behind "Bearer"
+    return secret if len(secret) >= LEAST_SECRET else ""
 
 
 def _changed(limit: Limit, changes: dict[str, Any]) -> Limit:

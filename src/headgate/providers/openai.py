@@ -22,6 +22,7 @@ MONEY_CODES = frozenset(
     "organization_usage_limit_exceeded insufficient_quota billing_not_active".split()
 )
 RAMP_CODES = frozenset({"slow_down"})
+_LONG_WINDOW = re.compile(r"per ?day|per ?month|daily|monthly|\b[RT]PD\b|quota_exceeded", re.IGNORECASE)
 SIZE_CODES = frozenset({"context_length_exceeded", "string_above_max_length"})
 
 _LIMIT = re.compile(r"\bLimit:? ([\d,]{1,24})(?!\d)")
@@ -118,6 +119,8 @@ def _class_of(status: int, code: str, kind: str, message: str) -> ErrorClass:
         limit, requested = _LIMIT.search(message), _REQUESTED.search(message)
         if limit and requested and _whole(requested[1]) > _whole(limit[1]):
             return ErrorClass.NEVER_FITS
+        if _LONG_WINDOW.search(f"{code} {kind} {message}"):
+            return ErrorClass.WINDOW_GONE
     return class_of_status(status)
 
 

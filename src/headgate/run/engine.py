@@ -37,6 +37,8 @@ LEARNED_TIMEOUTS = 100
 FIRST_TIMEOUT = 600.0
 LEAST_TIMEOUT = 3.0
 TIMEOUT_FACTOR = 8
+KEYS_REFUSED = 5
+"""Refusals of the key in a row that mean that it has been revoked."""
 LINGER_SECONDS = 60.0
 """How long a call that timed out may keep its slot while the server is still at work on it."""
 GRACE_SECONDS = 5.0
@@ -51,6 +53,8 @@ FIRST_QUIET, LONGEST_QUIET = 0.25, 60.0
 _NO_LINE = re.compile(rb"[\0\r\n]|\xe2\x80[\xa8\xa9]|\xc2\x85|\xed[\xa0-\xbf]|\xef\xbb\xbf")
 """What is no part of a line of UTF-8: all that some reader takes for a line's end, half characters, byte
 order marks."""
+JSON_PATHS = ("/completions", "/messages", "/embeddings", "/responses")
+"""Where anything but JSON is some proxy's page, not an answer."""
 TOKEN_METERS = ("tokens", "input_tokens", "output_tokens")
 
 
@@ -152,6 +156,7 @@ class Engine:
         self._linger: set[asyncio.Task[None]] = set()
         self._exhausted = False
         self._lag = 0.0
+        self._keys_refused = 0
         self._timeout = FIRST_TIMEOUT if settings.timeout_seconds is None else settings.timeout_seconds
         self._all_done = asyncio.Event()
         self._cut = False
@@ -284,6 +289,8 @@ class Engine:
                     self._exhausted = True
                     return
                 await self._call(task, row)
+                # Answers that have come are written before anything new is sent: a crash repeats less.
+                await asyncio.sleep(0)
         except Stopped:
             return
         except asyncio.CancelledError:
@@ -334,9 +341,12 @@ class Engine:
 
     def _react(self, outcome: Outcome) -> None:
         """Stop the run where no other row can fare better."""
+        self._keys_refused += outcome.error is ErrorClass.KEY
         if outcome.error is ErrorClass.MONEY_GONE:
             self.stop(f"the account has no credit left: {outcome.message}", 3)
-        elif outcome.error is ErrorClass.KEY and not self.figures.counts.succeeded:
+        elif outcome.error is ErrorClass.KEY and (
+            not self.figures.counts.succeeded or self._keys_refused >= KEYS_REFUSED
+        ):
             self.stop(f"the API key was refused: {outcome.message}", 1)
 
     # One attempt
@@ -517,7 +527,7 @@ class Engine:
         return flight
 
     def _read(self, flight: Flight, reply: Reply) -> Outcome:
-        data, malformed = _parse(reply)
+        data, malformed = _parse(reply, flight.row.path)
         answer = self._settle(flight, reply, data)
         elapsed = time.monotonic() - flight.sent_at
         if answer.error is ErrorClass.OK:
@@ -577,6 +587,7 @@ class Engine:
     def _succeed(self, row: Row, outcome: Outcome) -> None:
         self._output.add(result_line(row.number, row.custom_id, self._response(outcome), None))
         self.figures.counts.succeeded += 1
+        self._keys_refused = 0
         self._done(row)
 
     def _fail(self, row: Row, outcome: Outcome, attempts: int, reason: str) -> None:
@@ -611,11 +622,12 @@ class Engine:
             return json.dumps(self.settings.redact(repr(data))).encode()
 
 
-def _parse(reply: Reply) -> tuple[Any, str]:
+def _parse(reply: Reply, path: str = "") -> tuple[Any, str]:
     """The JSON of an answer, and what is wrong with it (empty if nothing is)."""
     kind = reply.fields.get("content-type", "application/json")
     if "json" not in kind:
-        return None, ""
+        talks_json = path.partition("?")[0].endswith(JSON_PATHS) and reply.status < 300
+        return None, f"expected JSON; got {kind}" if talks_json else ""
     if not reply.body and reply.status in (202, 204):
         return None, ""
     try:

@@ -326,9 +326,10 @@ class Session:
         return restore
 
     def _exit_code(self) -> int:
-        if self.engine.stopping is not None:
-            return self.engine.stop_code
         counts = self.engine.figures.counts
+        finished = self.already_done + counts.succeeded + counts.failed + counts.malformed_lines
+        if self.engine.stopping is not None and finished != self.total:
+            return self.engine.stop_code
         return 1 if counts.failed or counts.malformed_lines else 0
 
     # Showing

@@ -25,7 +25,7 @@ class Settings:
         output, errors: where results go; ``output`` None for standard output.
         base_url: scheme, host and perhaps a path, without a trailing slash.
         headers: sent with every request.
-        key: the secret, for redaction; empty if there is none.
+        secrets: what must not be shown: the API key, and headers that look like one.
         query: appended to every URL, encoded; empty or ``name=key``.
         timeout_seconds: None to learn it from latencies.
         concurrency: most calls in flight; None to let the limits decide.
@@ -39,7 +39,7 @@ class Settings:
     limits: tuple[Limit, ...] = ()
     store: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    key: str = ""
+    secrets: tuple[str, ...] = ()
     query: str = ""
     template: str | None = None
     model: str | None = None
@@ -54,8 +54,9 @@ class Settings:
 
     def redact(self, text: str) -> str:
         """``text`` without the secret, however it is spelled there."""
-        for spelling in _spellings(self.key) if self.key else ():
-            text = text.replace(spelling, "***")
+        for secret in self.secrets:
+            for spelling in _spellings(secret):
+                text = text.replace(spelling, "***")
         return text
 
     def redact_data(self, data: Any) -> Any:
@@ -72,7 +73,7 @@ class Settings:
 
     def may_show_key(self, body: bytes) -> bool:
         """Whether the secret may stand in there: its longest part that nobody spells in another way does."""
-        return bool(self.key) and _core(self.key) in body
+        return any(_core(secret) in body for secret in self.secrets)
 
 
 @lru_cache(maxsize=8)

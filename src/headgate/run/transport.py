@@ -97,7 +97,8 @@ class Transport:
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    if answer.content_length is not None and answer.content_length <= LARGEST_ANSWER:
+    plain = "content-encoding" not in answer.headers  # what is packed may be far larger than it says
+    if plain and answer.content_length is not None and answer.content_length <= LARGEST_ANSWER:
         return await answer.read()
     parts, size = [], 0
     async for part in answer.content.iter_any():
