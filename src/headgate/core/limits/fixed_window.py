@@ -113,6 +113,10 @@ class FixedWindow:
             self._lapse(state, at, alive_at, self._first_edge(state))
             state[AT] = at
 
+    def _guard(self, state: State) -> int:
+        """How far the server's edge may be from ours: its clock's error, and what ours differ by."""
+        return self.error_us + min(abs(state[DRIFTED] - state[OFFSET]), self.error_us)
+
     def _in_doubt(self, state: State) -> bool:
         return abs(state[DRIFTED] - state[OFFSET]) > self.error_us
 
@@ -150,11 +154,11 @@ class FixedWindow:
             lapse = self.holds.next_lapse(state, at, alive_at)
             if lapse is None:
                 return
-            if lapse[0] >= edge - self.error_us and not state[PASSED]:
+            if lapse[0] >= edge - self._guard(state) and not state[PASSED]:
                 state[LATE] += lapse[1]
 
     def admits(self, state: State, cost: int) -> bool:
-        if state[AT] < state[START] + self.error_us:
+        if state[AT] < state[START] + self._guard(state):
             return False
         if state[PROBE] and not state[HOLDS]:
             return True
@@ -165,7 +169,7 @@ class FixedWindow:
         return max(state[USED], state[LATE]) + cost <= self.amount
 
     def opens_at(self, state: State, cost: int, at: int, alive: Alive) -> int:
-        first = max(at, state[START] + self.error_us)
+        first = max(at, state[START] + self._guard(state))
         if state[PROBE] and not state[HOLDS] and first < state[END]:
             return first
         if state[USED] + cost <= self.amount and first < state[END]:
@@ -178,15 +182,16 @@ class FixedWindow:
             by_wall = self._window(state[AT], state[DRIFTED])[1]
             if state[PASSED] or by_wall != state[END]:
                 edges = {0: max(state[END], by_wall), BY_ELAPSED: by_wall, BY_WALL: state[END]}
-                return max(at, edges[state[PASSED]] + self.error_us)
+                return max(at, edges[state[PASSED]] + self._guard(state))
         to_come = self.holds.lapses_to_come(state, alive)
         edge, late = state[END], state[LATE]
         if at >= edge:
-            edge, late = self._window(at, state[OFFSET])[0], 0
+            edge = self._window(at, state[OFFSET])[0]
+            late = late if edge == state[END] else 0
         while True:
-            across = sum(units for lapse, units in to_come if lapse >= edge - self.error_us)
+            across = sum(units for lapse, units in to_come if lapse >= edge - self._guard(state))
             if across + late + cost <= self.amount:
-                return max(at, edge + self.error_us)
+                return max(at, edge + self._guard(state))
             if any(lapse == NEVER for lapse, _ in to_come) and across + cost > self.amount:
                 return NEVER
             edge, late = self._window(edge, state[OFFSET])[1], 0
@@ -215,7 +220,7 @@ class FixedWindow:
         if state[PASSED]:
             if lifted or charge > cost:
                 state[LATE] += charge - cost
-        elif outcome != "unsent" and at >= self._first_edge(state) - self.error_us:
+        elif outcome != "unsent" and at >= self._first_edge(state) - self._guard(state):
             state[LATE] += charge
 
     def read(self, state: State, cost: int, marks: Marks, reading: Reading, granted_at: int, at: int) -> None:
@@ -223,7 +228,7 @@ class FixedWindow:
         if reading.limit != self.amount or reading.remaining is None or marks[2] != state[START]:
             return
         stood = self.amount - reading.remaining
-        if at < state[END] - self.error_us:
+        if at < state[END] - self._guard(state):
             state[USED] = max(state[USED], stood)
             if granted_at >= state[LOST]:
                 # What it says may not hold its own charge yet where that comes with the end of the answer.
