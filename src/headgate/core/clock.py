@@ -55,11 +55,11 @@ CROWD = 10
 """With fewer calls in flight a silence says nothing."""
 LEARNED = 20
 """Answers until the means are worth believing."""
-PATIENCE = 8
-"""Mean gaps of silence that are still ordinary: at random arrivals one gap in 3,000 is longer."""
+PATIENCE = 10
+"""Mean gaps of silence that are still ordinary: at random arrivals one gap in 20,000 is longer."""
 LEAST_PATIENCE_US = 4_000
 """Answers reach us in batches of a loop's turn; less silence than that is no silence."""
-CATCH_UP = 4
+CATCH_UP = 8
 """A server that stood still is believed to have caught up after this part of the time it stood."""
 
 
