@@ -46,8 +46,8 @@ def steady_time(steady: Steady, now: Now) -> int:
 
 Alive: TypeAlias = list[int]
 """[frozen_us, held since or -1, in flight, last answer, mean gap and mean latency in 1/16 µs, answers
-seen, late
-answers to skip, until when to skip them at most, instant since which there is a crowd, longest hold]."""
+seen, late answers to skip, until when to skip them at most, instant since which there is a crowd, longest
+hold]."""
 
 FROZEN, HELD, FLYING, LAST, GAP, LATENCY, SEEN, SKIP, SKIP_UNTIL, SINCE, CAP = range(11)
 

@@ -48,8 +48,7 @@ from headgate.core.scale import Scale
 may belong to the next one, though no longer on their way; wall less steady time at first; where pacing began,
 or -1; 1 while the first call may go on credit; units granted and answered so far; the instant by which the
 calls without an answer have lapsed; where the wall's window begins (Unix time); which edges have passed,
-if the
-clocks differ; wall less steady time now."""
+if the clocks differ; wall less steady time now."""
 
 BY_ELAPSED, BY_WALL = 1, 2
 
