@@ -24,22 +24,28 @@ from headgate.errors import (
     Throttled,
 )
 from headgate.limiter import Limiter, Permit
+from headgate.runner import Call, Interval, Runner, current_call, digest
 
 __all__ = [
     "AcquireTimeout",
+    "Call",
     "ConfigurationError",
     "CostExceedsLimit",
     "HeadgateError",
+    "Interval",
     "LeaseLost",
     "Limit",
     "Limiter",
     "NotSent",
     "Permit",
     "Reading",
+    "Runner",
     "Signal",
     "StoreError",
     "StoreUnavailable",
     "Throttle",
     "Throttled",
+    "current_call",
+    "digest",
     "parse_limit",
 ]

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from headgate.core.rates import possible_units
 from headgate.core.text import parse_limit
 from headgate.limiter import Limiter
 from headgate.run.engine import Engine
 from headgate.run.output import Appender
 from headgate.run.rows import Row
-from headgate.run.summary import lines, possible_units, summarise
+from headgate.run.summary import lines, summarise
 from tests.run.test_rows import settings
 
 

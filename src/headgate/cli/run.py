@@ -20,10 +20,10 @@ import click
 from headgate.core.model import SECOND, Limit
 from headgate.core.text import parse_limit, start_mode
 from headgate.errors import ConfigurationError
+from headgate.progress.view import make_view
 from headgate.run.session import INTERRUPTED, Session
 from headgate.run.settings import Settings
 from headgate.run.summary import lines
-from headgate.run.view import make_view
 
 USAGE = 2
 LEAST_SECRET = 6

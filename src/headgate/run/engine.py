@@ -23,12 +23,12 @@ from headgate.core.model import SECOND, Signal, Throttle
 from headgate.core.retry import SPENDS_NO_ATTEMPT, Done, ErrorClass, GiveUp, RetryAt, RetryPolicy, after
 from headgate.errors import CostExceedsLimit
 from headgate.limiter import Limiter, Permit
+from headgate.progress.stats import Counts, Histogram
+from headgate.providers.estimate import Estimator
 from headgate.providers.openai import Answer, read_answer
-from headgate.run.estimate import Estimator
 from headgate.run.output import Appender, Ordered, Stdout, response_json, result_line
 from headgate.run.rows import Row, read_json
 from headgate.run.settings import Settings
-from headgate.run.stats import Counts, Histogram
 from headgate.run.transport import Reply, Transport, TransportError
 
 MOST_WORKERS = 1000

@@ -15,19 +15,20 @@ from typing import Any
 
 from headgate.core.calendar import clock_text
 from headgate.core.model import SECOND, Limit
+from headgate.core.rates import possible_units
 from headgate.errors import ConfigurationError
+from headgate.keeping import Keeper
 from headgate.limiter import Limiter, Permit
+from headgate.progress.stats import Pace
+from headgate.progress.view import LimitStatus, Status, View
 from headgate.run.checkpoint import Bitmap, Checkpoint, checkpoint_path, recipe
 from headgate.run.engine import Engine
-from headgate.run.keeping import Keeper
 from headgate.run.output import Appender, Ordered, Stdout, number_of
 from headgate.run.rows import BadLine, Row, RowReader
 from headgate.run.settings import Settings
 from headgate.run.sources import FileRows, StreamRows
-from headgate.run.stats import Pace
-from headgate.run.summary import possible_units, summarise
+from headgate.run.summary import summarise
 from headgate.run.survey import Survey, survey
-from headgate.run.view import LimitStatus, Status, View
 from headgate.stores.base import open_store
 
 CHECKPOINT_SECONDS = 3.0
@@ -377,7 +378,7 @@ class Session:
         binds = blocked is not None and blocked[0] is limit
         if limit.kind == "concurrency":
             used = self.limiter.used()[limit.name]
-            return LimitStatus(limit.name, used, limit.amount, binds)
+            return LimitStatus(limit.name, used, limit.amount, binds, slots=True)
         pace = self._limit_paces[limit.name]
         pace.mark(now, self.engine.sent_units[limit.name])
         return LimitStatus(limit.name, pace.per_second(), possible_units(limit, 1.0), binds)

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from headgate.core.model import SECOND, Limit
+from headgate.core.model import SECOND
+from headgate.core.rates import possible_units
 from headgate.run.engine import Engine
-
-
-def possible_units(limit: Limit, seconds: float) -> float:
-    """The most that a limit lets through in a time, from an empty start; slot-seconds for concurrency."""
-    if limit.kind == "concurrency":
-        return limit.amount * seconds
-    return limit.amount * seconds * SECOND / limit.period_us
 
 
 def summarise(engine: Engine, *, total: int | None, already_done: int, seconds: float) -> dict[str, Any]:

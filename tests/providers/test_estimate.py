@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headgate.run.estimate import LEARNED, MARGIN, REMEMBERED, UNKNOWN_OUTPUT, Estimator
+from headgate.providers.estimate import LEARNED, MARGIN, REMEMBERED, UNKNOWN_OUTPUT, Estimator
 
 
 def test_bytes_are_the_bound_until_enough_answers_have_told() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from headgate.core.model import SECOND, Limit
 from headgate.core.text import parse_limit
+from headgate.keeping import Keeper
 from headgate.limiter import Limiter
-from headgate.run.keeping import Keeper
 from headgate.stores.memory import MemoryStore
 from headgate.testing import FakeClock
 

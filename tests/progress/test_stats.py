@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headgate.run.stats import Histogram, Pace
+from headgate.progress.stats import Histogram, Pace
 
 
 def test_nothing_has_no_quantile() -> None:

@@ -43,14 +43,16 @@ class Keeper:
         """The state as JSON.
 
         Args:
-            final: nothing will be granted any more.
+            final: nothing will be granted without another copy.
         """
         store = self._limiter.store
         if not isinstance(store, MemoryStore):
             return {}
         now = store.now()
         dumped = json.loads(json.dumps(store.dump(self._limiter.key, self._plan)))
-        if not final:
+        if final:
+            self._left = [0] * len(self._left)
+        else:
             state = decide.State.load(dumped)
             used = decide.used(self._plan, state, now)
             self._left = [

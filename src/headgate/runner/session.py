@@ -1,0 +1,232 @@
+"""One stretch of work that somebody waits for: the view, the deadline, Ctrl-C.
+
+It knows how to wait, not what for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from headgate.progress.view import View
+from headgate.runner.board import Board
+from headgate.runner.outcome import log
+from headgate.runner.status import Watch
+from headgate.runner.stream import RunStopped
+
+GRACE_SECONDS = 5.0
+"""What calls on their way get behind a deadline."""
+
+
+class Session:
+    """Waiting in a thread, with something to look at.
+
+    Args:
+        total: how many calls there will be; None to count those that are known.
+        deadline: seconds; None for none.
+        release: gives up the engine.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        view: View,
+        *,
+        total: int | None,
+        counts_known: bool,
+        deadline: float | None,
+        release: Callable[[], None],
+    ) -> None:
+        self._board = board
+        self._view = view
+        self._watch = Watch(board, total, counts_known=counts_known)
+        self._due = None if deadline is None else time.monotonic() + deadline
+        self._cut_at: float | None = None
+        self._release = release
+        self._shown = time.monotonic()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.show()
+        finally:
+            self._view.close()
+            self._release()
+
+    def show(self) -> None:
+        """The present state, in the view."""
+        self._shown = time.monotonic()
+        self._view.show(self._watch.status())
+
+    def tick(self) -> None:
+        """A chance to show how it stands, for those who are busy otherwise."""
+        if time.monotonic() - self._shown >= self._view.every_seconds:
+            self.show()
+
+    def settle(self) -> None:
+        """Wait until nothing runs and nothing will. The first Ctrl-C stops, the second one ends at once."""
+        bell = threading.Event()
+        forget = self._board.when(self._board.is_settled, bell.set)
+        try:
+            try:
+                self._wait(bell)
+            except KeyboardInterrupt:
+                self._interrupted()
+                self._wait(bell)
+        except BaseException:
+            self.abandon()
+            raise
+        finally:
+            forget()
+
+    def wait(self, bell: threading.Event) -> None:
+        """Wait for a bell, or for the end of all work. Ctrl-C lets the calls on their way come back first."""
+        forget = self._board.when(self._board.is_settled, bell.set)
+        try:
+            self._wait(bell)
+        except KeyboardInterrupt:
+            forget()
+            self._interrupted()
+            self.settle()
+            raise
+        finally:
+            forget()
+
+    def _wait(self, bell: threading.Event) -> None:
+        while True:
+            pause = self._view.every_seconds
+            if self._due is not None:
+                self._see_deadline()
+                pause = min(pause, max((self._cut_at or self._due) - time.monotonic(), 0.01))
+            if bell.wait(min(pause, threading.TIMEOUT_MAX)):
+                return
+            self.tick()
+
+    def _see_deadline(self) -> None:
+        now = time.monotonic()
+        if self._cut_at is not None:
+            if now >= self._cut_at:
+                self._board.cut()
+        elif self._due is not None and now >= self._due:
+            self._board.stop("the deadline is over")
+            self._cut_at = now + GRACE_SECONDS
+
+    def _interrupted(self) -> None:
+        self._board.stop("interrupted")
+        flying = self._board.live
+        if flying:
+            self._view.note(
+                f"headgate: interrupted; {flying} calls are on their way. Ctrl-C again ends at once."
+            )
+
+    def abandon(self) -> None:
+        """Wait for nothing."""
+        self._board.stop("interrupted")
+        self._board.cut()
+
+    def check(self) -> None:
+        """Raise if nothing more will come of itself.
+
+        Raises:
+            RunStopped, or what made going on impossible.
+        """
+        check(self._board)
+
+
+class AsyncSession:
+    """The same in a coroutine."""
+
+    def __init__(
+        self,
+        board: Board,
+        view: View,
+        *,
+        total: int | None,
+        counts_known: bool,
+        deadline: float | None,
+        release: Callable[[], None],
+        ring: Callable[[], None] | None = None,
+    ) -> None:
+        self._board = board
+        self._view = view
+        self._watch = Watch(board, total, counts_known=counts_known)
+        self._deadline = deadline
+        self._release = release
+        self._ring = ring
+        self._forget: Callable[[], None] = _nothing
+        self._ticker: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> AsyncSession:
+        loop = asyncio.get_running_loop()
+        self._ticker = asyncio.create_task(self._show_on())
+        if self._ring is not None:
+            ring = self._ring
+            self._forget = self._board.when(self._board.is_settled, lambda: loop.call_soon_threadsafe(ring))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._forget()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+            self._board.stop("interrupted")
+            self._board.cut()
+        try:
+            self._view.show(self._watch.status())
+        finally:
+            self._view.close()
+            self._release()
+
+    async def _show_on(self) -> None:
+        while True:
+            await asyncio.sleep(self._view.every_seconds)
+            self._view.show(self._watch.status())
+
+    async def settle(self) -> None:
+        """Wait until nothing runs and nothing will."""
+        loop = asyncio.get_running_loop()
+        bell = asyncio.Event()
+        forget = self._board.when(self._board.is_settled, lambda: loop.call_soon_threadsafe(bell.set))
+        timers = []
+        if self._deadline is not None:
+            timers = [
+                loop.call_later(self._deadline, self._board.stop, "the deadline is over"),
+                loop.call_later(self._deadline + GRACE_SECONDS, self._board.cut),
+            ]
+        try:
+            await bell.wait()
+        finally:
+            forget()
+            for timer in timers:
+                timer.cancel()
+
+    def check(self) -> None:
+        """See :meth:`Session.check`."""
+        check(self._board)
+
+
+def check(board: Board) -> None:
+    """Raise if nothing more will come of itself."""
+    if board.broken is not None:
+        raise board.broken
+    if board.stopped is not None and not board.live:
+        raise RunStopped(f"stopped: {board.stopped}")
+
+
+def tell_of_end(board: Board, not_done: int) -> None:
+    """A line in the log if a run has ended before its work."""
+    if board.stopped is not None:
+        log.warning("stopped: %s; %d calls are not done, run() goes on with them", board.stopped, not_done)
+
+
+def _nothing() -> None:
+    pass
