@@ -260,6 +260,8 @@ class Board:
                 self.used[rule] -= cost
             if self._spacing is not None:
                 self._spacing.give_back(attempt.sent_us)
+            if self._ramp is not None:
+                self._ramp.give_back(call.costs)
             if self.spending.counts:
                 self.spending.settle(attempt.price, None, charged=False)
             if call.state is RUNNING and call.attempt is attempt:
@@ -291,7 +293,8 @@ class Board:
             self._leave(attempt)
             if self.spending.counts:
                 charged = outcome.signal is not UNSENT and outcome.kind not in SPENDS_NO_ATTEMPT
-                self.spending.settle(attempt.price, outcome.usage, charged=charged)
+                used = None if outcome.usage is None else {**call.units, **outcome.usage}
+                self.spending.settle(attempt.price, used, charged=charged)
             if not late:
                 self._conclude(attempt, outcome, now)
             elif outcome.kind is ErrorClass.OK and call.state in (WAITING, ASLEEP):

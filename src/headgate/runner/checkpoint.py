@@ -273,7 +273,7 @@ class Checkpoint:
                 self._check_head(looking)
         except sqlite3.Error as error:
             # As a process leaves it that ends while the log is copied into the file: whole with the log only.
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+            if _code(error) != sqlite3.SQLITE_CORRUPT:
                 raise self._told(error) from error
 
     def _check_head(self, connection: sqlite3.Connection) -> bool:
@@ -377,7 +377,7 @@ class Checkpoint:
         """What an error of SQLite means here."""
         import sqlite3
 
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        code = _code(error)
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return ConfigurationError(
                 f"{self.path} is open in another process or by another Checkpoint here; "
@@ -398,6 +398,11 @@ class Checkpoint:
 _ERRNO = {13: errno.ENOSPC, 8: errno.EROFS, 14: errno.EACCES, 3: errno.EPERM, 23: errno.EACCES}
 """SQLite's FULL, READONLY, CANTOPEN, PERM and AUTH; all else is EIO."""
 
+
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # above stands what it was doing
+
+
 _OPEN: WeakSet[Checkpoint] = WeakSet()
 
 
@@ -407,9 +412,11 @@ def _abandon() -> None:
     The child has none of the locks but would think so: to close the connection, even at its end, would take
     the parent's log away. So it is never closed: one reference is left that nobody can drop.
     """
-    import ctypes
+    abandoned = list(_OPEN)
+    if abandoned:
+        import ctypes
 
-    for checkpoint in list(_OPEN):
+    for checkpoint in abandoned:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(checkpoint._connection))
         checkpoint._connection = None
         checkpoint._lock = threading.Lock()  # some thread of the parent may have held it

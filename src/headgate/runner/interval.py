@@ -38,10 +38,8 @@ class Interval:
     kind: Literal["strict", "anchored", "carryover"] = "strict"
 
     def __post_init__(self) -> None:
-        if not 0 < self.seconds < 400 * 86_400:
-            raise ConfigurationError(
-                f"an interval lasts more than 0 s and less than 400 days; got {self.seconds}"
-            )
+        if not 1e-6 <= self.seconds < 400 * 86_400:
+            raise ConfigurationError(f"an interval lasts 1 µs to 400 days; got {self.seconds} s")
         if type(self.cap) is not int or self.cap < 1:
             raise ConfigurationError(f"an interval's cap is a whole number, 1 or more; got {self.cap!r}")
         if self.kind not in ("strict", "anchored", "carryover"):
@@ -125,12 +123,13 @@ class Anchored:
         windows = (now_us - self._begin_us) // self._length_us
         if windows < 1:
             return
-        # The next one follows at once only if somebody stood at the edge: after a rest, a start begins it.
-        follows = self._wanted and windows == 1
-        self._begin_us = self._begin_us + self._length_us if follows else None
+        # The next one follows at once if somebody stood at the edge, or if calls are carried over it: after a
+        # rest, a start begins it.
         self._count = running if self._carries else 0
-        if self._count and self._begin_us is None:
-            self._begin_us = now_us
+        if self._count or (self._wanted and windows == 1):
+            self._begin_us += windows * self._length_us
+        else:
+            self._begin_us = None
         self._wanted = False
 
 

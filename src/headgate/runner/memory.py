@@ -24,9 +24,14 @@ class Remembered:
         if checkpoint is not None:
             kept = checkpoint.load_state("salt")
             if kept is None:
-                checkpoint.save_state("salt", self._salt)
+                checkpoint.save_state("salt", self._salt, at_once=True)
             else:
                 self._salt = kept
+
+    def close(self) -> None:
+        """Give up the file."""
+        if self.checkpoint is not None:
+            self.checkpoint.close()
 
     def find(self, call: Call[Any]) -> bool:
         """Fill in the result of an earlier process; whether there is one."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headgate.core.model import SECOND, Costs, Limit
+from headgate.errors import ConfigurationError
 
 FIRST_SHARE = 0.02
 """Of the full rate, at the very first."""
@@ -26,6 +27,8 @@ class Ramp:
     """
 
     def __init__(self, seconds: float, limits: Sequence[Limit]) -> None:
+        if not 1e-6 <= seconds < 400 * 86_400:
+            raise ConfigurationError(f"a ramp lasts 1 µs to 400 days; got {seconds} s")
         self._length_us = round(seconds * SECOND)
         self._rates = [
             None if limit.kind == "concurrency" else limit.amount / limit.period_us for limit in limits
@@ -60,6 +63,10 @@ class Ramp:
         if self._begin_us is None:
             self._begin_us = now_us
         self._used = [used + cost for used, cost in zip(self._used, costs, strict=True)]
+
+    def give_back(self, costs: Costs) -> None:
+        """One did not start after all."""
+        self._used = [used - cost for used, cost in zip(self._used, costs, strict=True)]
 
     def _brought(self, x_us: int) -> float:
         """The integral of the share of the rate, in µs of the full rate."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
+from weakref import WeakValueDictionary
 
 from headgate.core.model import SECOND, Limit, Refused
 from headgate.core.retry import RetryPolicy
@@ -27,7 +28,7 @@ from headgate.runner.results import Results
 from headgate.runner.spending import Spending
 from headgate.runner.statistics import Statistics
 from headgate.runner.status import Watch, statistics
-from headgate.runner.stream import AHEAD, OnError, Source, Stream
+from headgate.runner.stream import AHEAD, OnError, Source, Stream, itself, value_or_error, value_or_none
 from headgate.runner.threads import Threads
 from headgate.stores.base import Store
 from headgate.stores.memory import MemoryStore
@@ -86,6 +87,10 @@ class CallOptions(TypedDict, total=False):
     timeout: float | None
     id: str
     digest: str
+
+
+_holders: WeakValueDictionary[Path, Runner[Any, Any]] = WeakValueDictionary()
+"""Who has which checkpoint, in this process."""
 
 
 class Runner(Generic[P, R]):
@@ -231,7 +236,8 @@ class Runner(Generic[P, R]):
         )
         self._board.paused = paused
         self._judge = judge
-        self._memory = Remembered(_open(checkpoint, function, codec))
+        self._closed = False
+        self._memory = Remembered(self._open(checkpoint, codec))
         self._lasting: Lasting | None = None
         if self._memory.checkpoint is not None:
             own = not isinstance(limits, Limiter)
@@ -244,6 +250,30 @@ class Runner(Generic[P, R]):
         self._calls: list[Call[R]] = []
         self._seen: dict[str, int] = {}
         self.lock = self._board.lock
+
+    def _open(self, checkpoint: str | Path | None, codec: Codec) -> Checkpoint | None:
+        if checkpoint is None:
+            if codec is not None:
+                raise ConfigurationError("codec says how a checkpoint keeps results: give checkpoint=, too")
+            return None
+        from headgate.runner.checkpoint import Checkpoint
+
+        path = Path(checkpoint).resolve()
+        former = _holders.get(path)
+        if former is not None and not former._users and not former.pending:
+            former.close()  # a cell of a notebook has been run again
+        opened = Checkpoint(path, function=_name(self.function), codec=codec)
+        _holders[path] = self
+        return opened
+
+    def close(self) -> None:
+        """Give up the checkpoint, for another runner to take. This one is of no more use then.
+
+        A newer runner of this process with the same file does so to one that does not run.
+        """
+        self.stop("closed")
+        self._closed = True
+        self._memory.close()
 
     def _keep_what_lasts(self, checkpoint: Checkpoint, *, own: bool) -> None:
         from headgate.runner.lasting import Lasting
@@ -337,14 +367,14 @@ class Runner(Generic[P, R]):
         else:
             source, owns = Source((list(self._calls),), star=True), False
             ahead = max(ahead, len(self._calls))
-        return self._make_stream(source, kwargs, ahead=ahead, give=_itself, ordered=False, owns=owns)
+        return self._make_stream(source, kwargs, ahead=ahead, give=itself, ordered=False, owns=owns)
 
     def _stream(
         self, source: Source, kwargs: dict[str, Any], ahead: int, on_error: OnError
     ) -> Stream[R | None]:
         if on_error not in ("none", "raise"):
             raise ConfigurationError(f"on_error is none or raise; got {on_error!r}")
-        give = _value_or_none if on_error == "none" else _value_or_error
+        give = value_or_none if on_error == "none" else value_or_error
         return self._make_stream(source, kwargs, ahead=ahead, give=give, ordered=True)
 
     def _make_stream(
@@ -382,6 +412,7 @@ class Runner(Generic[P, R]):
         seen: dict[str, int] | None = None,
     ) -> Call[R]:
         """A call on the board; one of ``schedule`` if ``seen`` is None, else one of a stream's own."""
+        self._not_closed()
         board = self._board
         call: Call[R] = Call(self, args, kwargs)
         call.queued = board.now().wall_us / SECOND
@@ -581,6 +612,10 @@ class Runner(Generic[P, R]):
             self._release()
             raise
 
+    def _not_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("this runner is closed; a newer one may have taken over its checkpoint")
+
     def _not_from_inside(self) -> None:
         inside = current.get(None)
         if inside is not None and inside._attempt.call._owner is self:
@@ -588,6 +623,7 @@ class Runner(Generic[P, R]):
 
     def _hold(self, loop: asyncio.AbstractEventLoop) -> None:
         """One more who wants calls to start; the first one has the engine made."""
+        self._not_closed()
         with self.lock:
             self._users += 1
             if self._users == 1:
@@ -842,16 +878,6 @@ def _warn_of_lasting(limiter: Limiter) -> None:
             )
 
 
-def _open(checkpoint: str | Path | None, function: Callable[..., Any], codec: Codec) -> Any:
-    if checkpoint is None:
-        if codec is not None:
-            raise ConfigurationError("codec says how results are kept in a checkpoint: give checkpoint=, too")
-        return None
-    from headgate.runner.checkpoint import Checkpoint
-
-    return Checkpoint(Path(checkpoint), function=_name(function), codec=codec)
-
-
 def _name(function: Any) -> str:
     while hasattr(function, "func"):  # partial
         function = function.func
@@ -900,20 +926,6 @@ def _finite(priority: object) -> float:
 
 def _position(call: Call[Any]) -> int:
     return call.position
-
-
-def _itself(call: Call[Any]) -> Call[Any]:
-    return call
-
-
-def _value_or_none(call: Call[Any]) -> Any:
-    return call.value
-
-
-def _value_or_error(call: Call[Any]) -> Any:
-    if call.error is not None:
-        raise call.error
-    return call.value
 
 
 def _here() -> asyncio.AbstractEventLoop:

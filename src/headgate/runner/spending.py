@@ -24,6 +24,9 @@ class Spending:
             raise ConfigurationError("spend_cap needs price=, to know what a call costs")
         if cap is not None and not cap >= 0:
             raise ConfigurationError(f"spend_cap is 0 or more; got {cap}")
+        if price is not None and not callable(price):
+            for meter, each in price.items():
+                _checked(each, f"the price of {meter}")
         self._price = price
         self.cap = cap
         self.spent = 0.0
@@ -39,7 +42,7 @@ class Spending:
         if self._price is None:
             return 0.0
         if callable(self._price):
-            return float(self._price(*args, **kwargs))
+            return _checked(self._price(*args, **kwargs), "the price of a call")
         return self._of_units(units)
 
     def _of_units(self, units: Mapping[str, int]) -> float:
@@ -67,3 +70,9 @@ class Spending:
         if charged:
             known = units is not None and self._price is not None and not callable(self._price)
             self.spent += self._of_units(units) if known and units is not None else price
+
+
+def _checked(price: float, what: str) -> float:
+    if not 0 <= price < float("inf"):
+        raise ConfigurationError(f"{what} is a finite number, 0 or more; got {price!r}")
+    return float(price)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from headgate.errors import HeadgateError
 from headgate.runner.call import ASLEEP, DONE, WAITING, Call
+from headgate.runner.outcome import log
 
 if TYPE_CHECKING:
     import asyncio
@@ -60,6 +61,8 @@ class Stream(Generic[T]):
         self._ready: deque[Call[Any]] = deque()  # in the order of their ends, if that is asked for
         self._exhausted = False
         self._begun = False
+        self._failed = 0
+        self._first_error: BaseException | None = None
 
     def __len__(self) -> int:
         """How many there will be.
@@ -116,6 +119,9 @@ class Stream(Generic[T]):
         del self._out[call]
         if not self._ordered:
             self._ready.popleft()
+        if call.error is not None:
+            self._failed += 1
+            self._first_error = self._first_error or call.error
         return self._give(call)
 
     def _pull(self, items: Iterator[tuple[Any, ...] | dict[str, Any]], ring: Callable[[], object]) -> None:
@@ -152,6 +158,8 @@ class Stream(Generic[T]):
 
     def _drop(self) -> None:
         """Nobody asks for the rest: what waits leaves, what runs is seen through (its results are kept)."""
+        if self._failed and self._ordered and self._give is not value_or_error:
+            log.warning("%d calls failed and gave None; the first: %r", self._failed, self._first_error)
         for call in list(self._out):
             if self._owns and call.state in (WAITING, ASLEEP):
                 call.cancel()
@@ -213,6 +221,23 @@ class Stream(Generic[T]):
         finally:
             self._exhausted = True
             bell.set()
+
+
+def itself(call: Call[Any]) -> Call[Any]:
+    """Give the call."""
+    return call
+
+
+def value_or_none(call: Call[Any]) -> Any:
+    """Give what the call returned; None if it failed."""
+    return call.value
+
+
+def value_or_error(call: Call[Any]) -> Any:
+    """Give what the call returned, or raise what it failed with."""
+    if call.error is not None:
+        raise call.error
+    return call.value
 
 
 class Source:
