@@ -15,17 +15,18 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks import cost, overhead, run, utilisation
+from benchmarks import bulk, cost, overhead, run, utilisation
 from benchmarks.report import Table, replaced
 
 BENCHMARKS: dict[str, tuple[str, Callable[[float], Table]]] = {
     "cost": ("CPU time of a permit where nobody waits", cost.run),
     "overhead": ("CPU time of a permit where many wait", overhead.run),
+    "bulk": ("CPU time of a call by Runner, with nothing to wait for", bulk.run),
     "utilisation": ("the same calls through one strict server, by several clients", utilisation.run),
     "run": ("`headgate run` against a server without limits", run.run),
 }
 QUICK = 0.15
-PACKAGES = ("headgate", "aiolimiter", "pyrate-limiter", "aiohttp", "uvloop")
+PACKAGES = ("headgate", "aiolimiter", "aiometer", "pyrate-limiter", "rate-limited", "aiohttp", "uvloop")
 
 
 def versions() -> str:

@@ -44,6 +44,8 @@ FIRST_QUIET_US, LONGEST_QUIET_US = SECOND // 4, 60 * SECOND
 """Without sending after a refusal, where no limit of ours answers for it."""
 
 Dedup = Literal["share", "skip", "error"] | None
+_Wait = tuple[Callable[[], bool], Callable[[], object], bool]
+"""A condition, what to do when it holds, and whether it can only hold at rest."""
 
 
 class Board:
@@ -100,7 +102,8 @@ class Board:
         self._facts: list[Event] = []
         self._telling = False
         self._callbacks: list[Callable[[], object]] = []
-        self._waits: list[tuple[Callable[[], bool], Callable[[], object]]] = []
+        self._waits: list[_Wait] = []
+        self._size_waits = 0  # of them, for something else than rest
 
     # Calls come and go
 
@@ -210,8 +213,8 @@ class Board:
         """Start the next call on a permit that was got for ``asked``; None if it does not fit any more."""
         with self.lock:
             now = self._now()
-            call, _ = self.pick(now.elapsed_us)
-            if call is None or (call is not asked and call.costs != asked.costs):
+            call = self._still(asked, now.elapsed_us)
+            if call is None:
                 return None
             self.waiting.remove(call)
             call.state = RUNNING
@@ -242,10 +245,23 @@ class Board:
                 self._set_limited(False)
                 if not self.sleeping:
                     self._fact("empty")
-            if self._waits:
+            if self._size_waits:
                 self._see_waits()
         self.tell()
         return attempt
+
+    def _still(self, asked: Call[Any], now_us: int) -> Call[Any] | None:
+        """The call that may start on a permit for ``asked``: itself, as a rule."""
+        plain = self._spacing is None and self._ramp is None and self.spending.cap is None
+        if (
+            plain
+            and not self.asleep
+            and self.waiting.peek() is asked
+            and len(self.running) < self.max_concurrent
+        ):
+            return None if self.paused or self.stopped is not None or self.broken is not None else asked
+        call, _ = self.pick(now_us)
+        return call if call is asked or (call is not None and call.costs == asked.costs) else None
 
     def unsent(self, attempt: Attempt) -> None:
         """The function was not called after all: everything is given back."""
@@ -593,23 +609,36 @@ class Board:
         halted = self.stopped is not None or self.broken is not None
         return not self.live and (halted or not (self.waiting.size or self.sleeping))
 
-    def when(self, condition: Callable[[], bool], act: Callable[[], object]) -> Callable[[], None]:
-        """Call ``act`` once ``condition`` holds, in the thread where that happens; returns how to stop it."""
+    def when(
+        self, condition: Callable[[], bool], act: Callable[[], object], *, at_rest: bool = False
+    ) -> Callable[[], None]:
+        """Call ``act`` once ``condition`` holds, in the thread where that happens; returns how to stop it.
+
+        Args:
+            at_rest: it cannot hold while a call is alive, so nobody need look before.
+        """
+        entry = (condition, act, at_rest)
         with self.lock:
             holds = condition()
             if not holds:
-                self._waits.append((condition, act))
+                self._set_waits([*self._waits, entry])
         if holds:
             act()
 
         def forget() -> None:
             with self.lock:
-                self._waits = [wait for wait in self._waits if wait[1] is not act]
+                self._set_waits([wait for wait in self._waits if wait is not entry])
 
         return forget
 
+    def _set_waits(self, waits: list[_Wait]) -> None:
+        self._waits = waits
+        self._size_waits = sum(not at_rest for _, _, at_rest in waits)
+
     def _look(self) -> None:
         """See who has waited for this; the lock is held."""
+        if self.live and not self._size_waits:
+            return
         if not self._idle and self.is_idle():
             self._idle = True
             self._fact("idle")
@@ -623,7 +652,8 @@ class Board:
                 self._callbacks.append(entry[1])
             else:
                 left.append(entry)
-        self._waits = left
+        if len(left) < len(self._waits):
+            self._set_waits(left)
 
     def listen(self, listener: Listener, kinds: frozenset[str] | None) -> Callable[[], None]:
         """Tell ``listener`` of facts; returns how to stop that."""

@@ -76,7 +76,6 @@ class Engine:
         self._threads = threads
         self._thread: int | None = None
         self._task: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._bell: asyncio.Future[None] | None = None
         self._asking: Call[Any] | None = None
         self._nudged = False
@@ -134,9 +133,9 @@ class Engine:
         """Cancel the work of an attempt, if it can be."""
         if attempt.task is not None:
             if threading.get_ident() == self._thread:
-                attempt.task.cancel()
+                self._halt(attempt)
             else:
-                self._call_soon(attempt.task.cancel)
+                self._call_soon(lambda: self._halt(attempt))
 
     def _call_soon(self, act: Callable[[], object]) -> None:
         try:
@@ -261,15 +260,18 @@ class Engine:
             self._board.set_most(running)
 
     def _make_task(self, attempt: Attempt, work: Any, context: contextvars.Context) -> None:
-        task = attempt.task = self.loop.create_task(work, context=context)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: self._bury(attempt))
+        attempt.task = self.loop.create_task(work, context=context)  # kept by the board while it runs
         if attempt.over:
-            task.cancel()
+            self._halt(attempt)
+
+    def _halt(self, attempt: Attempt) -> None:
+        if attempt.task is None:
+            return
+        if not attempt.called:  # cancelled before its first step, it never gets to say so itself
+            attempt.task.add_done_callback(lambda _: self._bury(attempt))
+        attempt.task.cancel()
 
     def _bury(self, attempt: Attempt) -> None:
-        """A task that is cancelled before its first step never gets to say so itself."""
         if attempt in self._board.running:
             self._stop_timer(attempt)
             if attempt.called:

@@ -73,7 +73,7 @@ class Session:
     def settle(self) -> None:
         """Wait until nothing runs and nothing will. The first Ctrl-C stops, the second one ends at once."""
         bell = threading.Event()
-        forget = self._board.when(self._board.is_settled, bell.set)
+        forget = self._board.when(self._board.is_settled, bell.set, at_rest=True)
         try:
             try:
                 self._wait(bell)
@@ -88,7 +88,7 @@ class Session:
 
     def wait(self, bell: threading.Event) -> None:
         """Wait for a bell, or for the end of all work. Ctrl-C lets the calls on their way come back first."""
-        forget = self._board.when(self._board.is_settled, bell.set)
+        forget = self._board.when(self._board.is_settled, bell.set, at_rest=True)
         try:
             self._wait(bell)
         except KeyboardInterrupt:
@@ -168,7 +168,9 @@ class AsyncSession:
         self._ticker = asyncio.create_task(self._show_on())
         if self._ring is not None:
             ring = self._ring
-            self._forget = self._board.when(self._board.is_settled, lambda: loop.call_soon_threadsafe(ring))
+            self._forget = self._board.when(
+                self._board.is_settled, lambda: loop.call_soon_threadsafe(ring), at_rest=True
+            )
         return self
 
     async def __aexit__(
@@ -195,7 +197,9 @@ class AsyncSession:
         """Wait until nothing runs and nothing will."""
         loop = asyncio.get_running_loop()
         bell = asyncio.Event()
-        forget = self._board.when(self._board.is_settled, lambda: loop.call_soon_threadsafe(bell.set))
+        forget = self._board.when(
+            self._board.is_settled, lambda: loop.call_soon_threadsafe(bell.set), at_rest=True
+        )
         timers = []
         if self._deadline is not None:
             timers = [
@@ -212,6 +216,12 @@ class AsyncSession:
     def check(self) -> None:
         """See :meth:`Session.check`."""
         check(self._board)
+
+
+def _when_settled(
+    board: Board, loop: asyncio.AbstractEventLoop, ring: Callable[[], None]
+) -> Callable[[], None]:
+    return board.when(board.is_settled, lambda: loop.call_soon_threadsafe(ring), at_rest=True)
 
 
 def check(board: Board) -> None:
