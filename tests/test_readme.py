@@ -70,6 +70,23 @@ def test_an_example_stands_in_the_first_lines_and_works() -> None:
     assert limiter.used()["requests/min"] >= 1  # type: ignore[attr-defined]  # made by the README
 
 
+def test_the_example_with_a_runner_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"```python\n(from headgate import Runner\n.*?)```", README, re.DOTALL)
+    assert block
+    calls: list[str] = []
+
+    def tag_image(url: str) -> list[str]:
+        calls.append(url)
+        return [url.upper()]
+
+    for _ in range(2):  # the second time, everything is known
+        frame = {"url": ["a", "b"]}
+        exec(block[1], {"tag_image": tag_image, "frame": frame})
+        assert frame["tags"] == [["A"], ["B"]]
+    assert sorted(calls) == ["a", "b"]
+
+
 def test_make_run_and_make_test_are_what_the_makefile_knows() -> None:
     for target, does in (("run", "examples.articles.demo"), ("test", "pytest")):
         assert f"make {target}" in commands()

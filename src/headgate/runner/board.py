@@ -111,8 +111,12 @@ class Board:
         """The clocks of the store."""
         return self._now()
 
-    def add(self, call: Call[Any]) -> None:
+    def add(self, call: Call[Any], recall: Callable[[Call[Any]], bool] | None) -> None:
         """A new call.
+
+        Args:
+            recall: fills in its result if that is known from before, and says so. Asked under the lock: a twin
+                that ends meanwhile has either left its result there, or is still known here.
 
         Raises:
             DuplicateCall: the same waits or runs, and that is an error here.
@@ -123,7 +127,13 @@ class Board:
                 raise DuplicateCall(f"a call with the digest {call.digest} is {twin.state} already")
             self.figures.added += 1
             self._fact("added", call)
-            if twin is None:
+            if twin is None and recall is not None and recall(call):
+                self.figures.succeeded += 1
+                self.figures.restored += 1
+                call.restored = True
+                call.state = DONE
+                self._fact("completed", call)
+            elif twin is None:
                 if self.dedup:
                     self._known[call.digest] = call
                 self._idle = False
@@ -137,18 +147,6 @@ class Board:
                 twin.twins = [*(twin.twins or ()), call]
         self.tell()
         self.wake()
-
-    def add_done(self, call: Call[Any]) -> None:
-        """A call whose result is known from before."""
-        with self.lock:
-            self.figures.added += 1
-            self.figures.succeeded += 1
-            self.figures.restored += 1
-            call.restored = True
-            call.state = DONE
-            self._fact("added", call)
-            self._fact("completed", call)
-        self.tell()
 
     def refuse(self, call: Call[Any], error: BaseException) -> None:
         """A call that can never be sent."""

@@ -438,10 +438,7 @@ class Runner(Generic[P, R]):
             if self._memory.checkpoint is not None and board.dedup is None:
                 call.occurrence = counts.get(call.digest, 0)
                 counts[call.digest] = call.occurrence + 1
-        if self._memory.find(call):
-            board.add_done(call)
-        else:
-            board.add(call)
+        board.add(call, None if self._memory.checkpoint is None else self._memory.find)
         if seen is None:
             self._calls.append(call)
         return call
