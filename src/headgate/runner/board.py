@@ -115,8 +115,8 @@ class Board:
         """A new call.
 
         Args:
-            recall: fills in its result if that is known from before, and says so. Asked under the lock: a twin
-                that ends meanwhile has either left its result there, or is still known here.
+            recall: fills in its result if that is known from before, and says so. Asked under the lock: a
+                twin that ends meanwhile has either left its result there, or is still known here.
 
         Raises:
             DuplicateCall: the same waits or runs, and that is an error here.
