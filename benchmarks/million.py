@@ -1,8 +1,9 @@
-"""`headgate run` over a long input: throughput, CPU time of a call, and memory that does not grow.
+"""Long inputs: throughput, CPU time of a call, and memory that does not grow.
 
-    python -m benchmarks.million [LINES ...]    # 10,000 100,000 1,000,000 if none are given
+    python -m benchmarks.million [--map] [LINES ...]    # 10,000 100,000 1,000,000 if none are given
 
-The server answers at once and writes nothing down; it runs in a process of its own.
+By `headgate run` against a server that answers at once and writes nothing down, in a process of its own; or, with
+--map, by `Runner.map` over a coroutine function that does nothing.
 """
 
 from __future__ import annotations
@@ -75,6 +76,34 @@ def measure(folder: Path, lines: int, *options: str) -> Measured:
     return Measured(lines, seconds, usage.ru_utime + usage.ru_stime, peak)
 
 
+MAP = """
+import sys
+from headgate import Runner
+
+async def call(x):
+    return x
+
+runner = Runner(call, "requests=10000000/s:burst=10000000:start=full", max_concurrent=500, progress=False)
+count = 0
+for count, value in enumerate(runner.map(iter(range(int(sys.argv[1])))), 1):
+    if value != count - 1:
+        sys.exit(f"{value} in the place of {count - 1}")
+sys.exit(count != int(sys.argv[1]))
+"""
+
+
+def measure_map(items: int) -> Measured:
+    """Map over so many items. Raises AssertionError unless each has its result, in order."""
+    started = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-c", MAP, str(items)], stdin=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise AssertionError(f"it ended with {process.returncode}")
+    seconds = time.monotonic() - started
+    return Measured(items, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
 def _peak_bytes(pid: int) -> int:
     """The most memory that a process has had resident; what its parent had when it forked is not in it."""
     try:
@@ -88,7 +117,12 @@ def _peak_bytes(pid: int) -> int:
 
 
 def main() -> None:
-    counts = [int(text.replace(",", "")) for text in sys.argv[1:]] or [10_000, 100_000, 1_000_000]
+    words = [word for word in sys.argv[1:] if word != "--map"]
+    counts = [int(text.replace(",", "")) for text in words] or [10_000, 100_000, 1_000_000]
+    if "--map" in sys.argv:
+        for count in counts:
+            print(measure_map(count), flush=True)
+        return
     with tempfile.TemporaryDirectory(prefix="headgate-") as scratch:
         for count in counts:
             print(measure(Path(scratch) / str(count), count), flush=True)

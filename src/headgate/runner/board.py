@@ -286,6 +286,7 @@ class Board:
 
     def _leave(self, attempt: Attempt) -> None:
         del self.running[attempt]
+        attempt.task = None  # its context knows the attempt: a circle that would keep arguments and results
         if not attempt.over:
             attempt.over = True
             self.live -= 1
