@@ -2,8 +2,8 @@
 
     python -m benchmarks.million [--map] [LINES ...]    # 10,000 100,000 1,000,000 if none are given
 
-By `headgate run` against a server that answers at once and writes nothing down, in a process of its own; or, with
---map, by `Runner.map` over a coroutine function that does nothing.
+By `headgate run` against a server that answers at once and writes nothing down, in a process of its own; or,
+with --map, by `Runner.map` over a coroutine function that does nothing.
 """
 
 from __future__ import annotations
