@@ -10,27 +10,39 @@ Declare what a server allows; headgate sends each request as soon as that allows
         permit.settle(tokens=431)
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from headgate.core.model import Limit, Reading, Signal, Throttle
 from headgate.core.text import parse_limit
 from headgate.errors import (
     AcquireTimeout,
+    CallCancelled,
     ConfigurationError,
     CostExceedsLimit,
+    DuplicateCall,
     HeadgateError,
     LeaseLost,
     NotSent,
+    RunStopped,
     StoreError,
     StoreUnavailable,
     Throttled,
+    ValidationError,
 )
 from headgate.limiter import Limiter, Permit
-from headgate.runner import Call, Interval, Runner, current_call, digest
+
+if TYPE_CHECKING:
+    from headgate.runner import Call, Interval, Runner, current_call, digest
 
 __all__ = [
     "AcquireTimeout",
     "Call",
+    "CallCancelled",
     "ConfigurationError",
     "CostExceedsLimit",
+    "DuplicateCall",
     "HeadgateError",
     "Interval",
     "LeaseLost",
@@ -39,13 +51,28 @@ __all__ = [
     "NotSent",
     "Permit",
     "Reading",
+    "RunStopped",
     "Runner",
     "Signal",
     "StoreError",
     "StoreUnavailable",
     "Throttle",
     "Throttled",
+    "ValidationError",
     "current_call",
     "digest",
     "parse_limit",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load bulk work when it is first asked for: whoever wants a Limiter does not pay for it."""
+    if name in {"Call", "Interval", "Runner", "current_call", "digest"}:
+        from headgate import runner
+
+        return getattr(runner, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

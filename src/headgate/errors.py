@@ -8,8 +8,12 @@ The class answers the question that a caller has first: *was my request sent?*
     ├── ConfigurationError     the limits, options or files do not make sense; nothing was sent
     ├── NotSent                the request was never sent
     │   ├── AcquireTimeout     no permit within ``max_wait``
-    │   └── CostExceedsLimit   the cost can never fit; waiting would be for ever
+    │   ├── CallCancelled      cancelled or cleared before it was done
+    │   ├── CostExceedsLimit   the cost can never fit; waiting would be for ever
+    │   └── DuplicateCall      the same call waits or runs already
+    ├── RunStopped             nothing more is sent, for a reason that concerns all calls
     ├── Throttled              it was sent, and the server refused it for its rate, for too long
+    ├── ValidationError        it was answered, and a validator of the caller's said no
     └── StoreError             the shared state could not be used
         ├── StoreUnavailable   it did not answer
         └── LeaseLost          it answered that a slot is no longer ours
@@ -74,6 +78,32 @@ class CostExceedsLimit(NotSent, ValueError):
         self.limit = limit
         self.cost = cost
         self.largest = largest
+
+
+class CallCancelled(NotSent):
+    """The call was cancelled or cleared before it was done; if it ran, nobody waits for its result."""
+
+
+class DuplicateCall(NotSent, ValueError):
+    """A call with the same digest waits or runs already."""
+
+
+class RunStopped(HeadgateError):
+    """Nothing more is sent, for a reason that concerns all calls: no credit, a refused key, a deadline."""
+
+
+class ValidationError(HeadgateError):
+    """A validator said no.
+
+    Attributes:
+        value: the result that was not valid.
+        validator: the name of the validator.
+    """
+
+    def __init__(self, message: str, *, value: Any = None, validator: str = "") -> None:
+        super().__init__(message)
+        self.value = value
+        self.validator = validator
 
 
 class Throttled(HeadgateError):

@@ -26,7 +26,7 @@ from headgate.errors import ConfigurationError
 from headgate.run.checkpoint import MAGIC
 from headgate.runner import checkpoint as module
 from headgate.runner.checkpoint import Checkpoint, Codec, Kept
-from tests.runner.test_digest import told
+from tests.runner.test_digests import told
 
 TIMES = {"queued_at": 1.25, "started_at": 2.5, "finished_at": 1.7e9 + 0.123456}
 

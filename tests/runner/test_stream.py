@@ -9,8 +9,7 @@ from typing import Any
 import pandas
 import pytest
 
-from headgate import ConfigurationError, Limiter, Runner, current_call
-from headgate.runner.stream import RunStopped
+from headgate import ConfigurationError, Limiter, Runner, RunStopped, current_call
 from headgate.stores.memory import MemoryStore
 from headgate.testing import FakeClock
 

@@ -1,14 +1,8 @@
 """Bulk work from Python: any callable, many times, as fast as its limits allow."""
 
-from headgate.runner.call import (
-    Call,
-    CallCancelled,
-    CurrentCall,
-    DuplicateCall,
-    ValidationError,
-    current_call,
-)
-from headgate.runner.digest import digest
+from headgate.errors import CallCancelled, DuplicateCall, RunStopped, ValidationError
+from headgate.runner.call import Call, CurrentCall, current_call
+from headgate.runner.digests import digest
 from headgate.runner.events import Event
 from headgate.runner.interval import Interval
 from headgate.runner.results import Results
@@ -23,6 +17,7 @@ __all__ = [
     "Event",
     "Interval",
     "Results",
+    "RunStopped",
     "Runner",
     "Statistics",
     "ValidationError",

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, Literal
 
-from headgate.core.model import NEVER, SECOND, UNSENT, Now
+from headgate.core.model import LOST, NEVER, SECOND, UNSENT, Now, Signal
 from headgate.core.retry import SPENDS_NO_ATTEMPT, Done, ErrorClass, GiveUp, RetryAt, RetryPolicy, after
-from headgate.errors import Throttled
+from headgate.errors import CallCancelled, DuplicateCall, Throttled
 from headgate.limiter import Limiter, Permit
 from headgate.runner.call import (
     ASLEEP,
@@ -24,8 +24,6 @@ from headgate.runner.call import (
     WAITING,
     Attempt,
     Call,
-    CallCancelled,
-    DuplicateCall,
 )
 from headgate.runner.events import Event, Kind, Listener
 from headgate.runner.interval import Spacing
@@ -214,6 +212,15 @@ class Board:
             call = self._still(asked, now.elapsed_us)
             if call is None:
                 return None
+            if self._spacing is not None:
+                self._spacing.take(now.elapsed_us)
+            if self.on_start is not None:
+                try:
+                    self.on_start(call)
+                except BaseException:
+                    if self._spacing is not None:
+                        self._spacing.give_back(now.elapsed_us)
+                    raise
             self.waiting.remove(call)
             call.state = RUNNING
             call.attempts += 1
@@ -221,8 +228,6 @@ class Board:
             attempt = call.attempt = Attempt(call, permit, now.elapsed_us)
             self.running[attempt] = None
             self.live += 1
-            if self._spacing is not None:
-                self._spacing.take(now.elapsed_us)
             if self._ramp is not None:
                 self._ramp.take(call.costs, now.elapsed_us)
             if self.spending.counts:
@@ -233,8 +238,6 @@ class Board:
                 figures.first_sent_at = now.elapsed_us / SECOND
             for rule, cost in enumerate(call.costs):
                 self.used[rule] += cost
-            if self.on_start is not None:
-                self.on_start(call)
             if charges.isEnabledFor(logging.DEBUG):
                 charges.debug("call %s, attempt %d: reserved %s", call.id, call.attempts, permit.units)
             if self._listeners:
@@ -251,19 +254,15 @@ class Board:
     def _still(self, asked: Call[Any], now_us: int) -> Call[Any] | None:
         """The call that may start on a permit for ``asked``: itself, as a rule."""
         plain = self._spacing is None and self._ramp is None and self.spending.cap is None
-        if (
-            plain
-            and not self.asleep
-            and self.waiting.peek() is asked
-            and len(self.running) < self.max_concurrent
-        ):
+        plain = plain and not self.asleep and now_us >= self._quiet_until_us
+        if plain and self.waiting.peek() is asked and len(self.running) < self.max_concurrent:
             return None if self.paused or self.stopped is not None or self.broken is not None else asked
         call, _ = self.pick(now_us)
         return call if call is asked or (call is not None and call.costs == asked.costs) else None
 
     def unsent(self, attempt: Attempt) -> None:
         """The function was not called after all: everything is given back."""
-        attempt.permit.signal(UNSENT)
+        self._settle(attempt, UNSENT)
         with self.lock:
             call = attempt.call
             self._leave(attempt)
@@ -287,9 +286,14 @@ class Board:
     def _leave(self, attempt: Attempt) -> None:
         del self.running[attempt]
         attempt.task = None  # its context knows the attempt: a circle that would keep arguments and results
+        self._give_up(attempt)
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """Nobody waits for its outcome any more."""
         if not attempt.over:
             attempt.over = True
-            self.live -= 1
+            if not attempt.detached:
+                self.live -= 1
 
     def _return(self, call: Call[Any]) -> None:
         call.state = WAITING
@@ -299,7 +303,7 @@ class Board:
 
     def ended(self, attempt: Attempt, outcome: Outcome, now: Now) -> None:
         """The work of an attempt has really ended."""
-        attempt.permit.signal(outcome.signal)
+        self._settle(attempt, outcome.signal)
         if charges.isEnabledFor(logging.DEBUG):
             _log_charge(attempt, outcome)
         with self.lock:
@@ -310,22 +314,71 @@ class Board:
                 charged = outcome.signal is not UNSENT and outcome.kind not in SPENDS_NO_ATTEMPT
                 used = None if outcome.usage is None else {**call.units, **outcome.usage}
                 self.spending.settle(attempt.price, used, charged=charged)
+            other: Attempt | None = None
             if not late:
                 self._conclude(attempt, outcome, now)
-            elif outcome.kind is ErrorClass.OK and call.state in (WAITING, ASLEEP):
-                self._withdraw(call)  # it was given up for another attempt, and has come all the same
+            elif outcome.kind is ErrorClass.OK and call.state is not DONE:
+                # It was given up for another attempt, and has come all the same.
+                other = self._take_back(call)
                 self._conclude(attempt, outcome, now)
+            elif outcome.kind in SPENDS_NO_ATTEMPT and not self._rated:
+                self._hush(attempt.sent_us, outcome.retry_after_us, now.elapsed_us)
             self._look()
+        if other is not None:
+            self.halt(other)
         self.tell()
         self.wake()
+
+    def interrupted(self, attempt: Attempt) -> None:
+        """The work of an attempt was cut off by the end of its event loop: its call stands in line again."""
+        self._settle(attempt, LOST)
+        with self.lock:
+            stays = not attempt.over
+            self._leave(attempt)
+            if self.spending.counts:
+                self.spending.settle(attempt.price, None, charged=True)
+            if stays:
+                self._return(attempt.call)
+            self._look()
+        self.tell()
+
+    def reclaim(self) -> None:
+        """Find attempts whose event loop was closed under them."""
+        for attempt in list(self.running):
+            if attempt.task is not None and attempt.task.get_loop().is_closed():
+                self.interrupted(attempt)
+
+    def forked(self) -> None:
+        """This is a child process: what ran, runs in the parent."""
+        self.lock = threading.RLock()
+        self._telling = False
+        for attempt in list(self.running):
+            self.interrupted(attempt)
+
+    def _settle(self, attempt: Attempt, signal: Signal) -> None:
+        """A store or a listener that fails here must not keep the call from ending."""
+        try:
+            attempt.permit.signal(signal)
+        except BaseException as error:
+            log.exception("a permit could not be settled")
+            self.broken = self.broken or error
+
+    def _take_back(self, call: Call[Any]) -> Attempt | None:
+        """Out of the line, or from the attempt that runs, which is returned."""
+        if call.state is not RUNNING:
+            self._withdraw(call)
+            return None
+        other = call.attempt
+        if other is not None:
+            self._give_up(other)
+        return other
 
     def expire(self, attempt: Attempt, seconds: float) -> None:
         """An attempt takes too long: its call goes on without it, its work keeps its place until it ends."""
         with self.lock:
             if attempt.over:
                 return
-            attempt.over = True
-            self.live -= 1
+            self._give_up(attempt)
             self.figures.timed_out += 1
             error = TimeoutError(f"no result within {seconds:g} s")
             outcome = Outcome(ErrorClass.TRANSPORT, error, None, UNSENT, None, None)
@@ -448,9 +501,7 @@ class Board:
             call.cancelled = True
             if call.state is RUNNING and call.attempt is not None:
                 halted = call.attempt
-                if not halted.over:
-                    halted.over = True
-                    self.live -= 1
+                self._give_up(halted)
             elif not call.shares:
                 self._withdraw(call)
                 emptied = not self.size()
@@ -552,6 +603,10 @@ class Board:
         """Forget why it was stopped."""
         with self.lock:
             self.stopped = self.broken = None
+            for attempt in self.running:
+                if attempt.detached and not attempt.over:
+                    attempt.detached = False
+                    self.live += 1
             if self._ramp is not None and not self.running:
                 self._ramp.begin()
         self.wake()
@@ -577,19 +632,26 @@ class Board:
         self.tell()
         self.wake()
 
-    def cut(self) -> list[Attempt]:
-        """Wait for nothing that runs: those calls stand in line again. Returns the attempts to be halted."""
+    def cut(self) -> None:
+        """Wait for nothing that runs.
+
+        What can be cancelled is, and stands in line again. A function in a thread goes on, and its result
+        counts in the next run.
+        """
         with self.lock:
-            cut = [attempt for attempt in self.running if not attempt.over]
-            for attempt in cut:
-                attempt.over = True
-                self.live -= 1
+            alive = [attempt for attempt in self.running if not attempt.over]
+            halted = [attempt for attempt in alive if attempt.task is not None]
+            for attempt in halted:
+                self._give_up(attempt)
                 self._return(attempt.call)
+            for attempt in alive:
+                if not attempt.over and not attempt.detached:
+                    attempt.detached = True
+                    self.live -= 1
             self._look()
-        for attempt in cut:
+        for attempt in halted:
             self.halt(attempt)
         self.tell()
-        return cut
 
     # Watching
 
@@ -738,7 +800,9 @@ def _guarded(act: Callable[..., object], *args: Any) -> None:
     """What a listener raises is told, and breaks nobody's work."""
     try:
         act(*args)
-    except Exception:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise  # it is not the listener's
         log.exception("a listener failed: %r", act)
 
 

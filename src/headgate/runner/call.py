@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from headgate.core.model import SECOND
-from headgate.errors import ConfigurationError, HeadgateError, NotSent
-from headgate.runner.digest import digest
+from headgate.errors import ConfigurationError
+from headgate.runner.digests import digest
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,28 +24,6 @@ WAITING, RUNNING, ASLEEP, DONE = "waiting", "running", "asleep", "done"
 """States of a call. Asleep: it has failed and pauses before its next attempt."""
 
 
-class CallCancelled(NotSent):
-    """The call was cancelled or cleared before it was done."""
-
-
-class DuplicateCall(NotSent, ValueError):
-    """A call with the same digest waits or runs already."""
-
-
-class ValidationError(HeadgateError):
-    """A validator said no.
-
-    Attributes:
-        value: the result that was not valid.
-        validator: the name of the validator.
-    """
-
-    def __init__(self, message: str, *, value: Any = None, validator: str = "") -> None:
-        super().__init__(message)
-        self.value = value
-        self.validator = validator
-
-
 class Owner(Protocol):
     """What a call needs of its runner."""
 
@@ -53,7 +31,8 @@ class Owner(Protocol):
 
     def cancel(self, call: Call[Any], reason: BaseException | None) -> bool: ...
     def set_priority(self, call: Call[Any], priority: float) -> None: ...
-    def get_going(self) -> None: ...
+    def wait_for(self, call: Call[Any], timeout: float | None) -> None: ...
+    async def wait_for_async(self, call: Call[Any]) -> None: ...
 
 
 class Call(Generic[R]):
@@ -231,30 +210,16 @@ class Call(Generic[R]):
 
         Raises:
             TimeoutError: not done by then.
+            RunStopped: it will not be done: nothing more is sent.
             BaseException: what the call failed with.
         """
         if self.state is not DONE:
-            self._owner.get_going()
-            bell = threading.Event()
-            self.add_done_callback(bell.set)
-            if not bell.wait(timeout):
-                raise TimeoutError(f"call {self.id} is not done after {timeout:g} s")
+            self._owner.wait_for(self, timeout)
         return self._outcome()
 
     def __await__(self) -> Generator[Any, None, R]:
         if self.state is not DONE:
-            import asyncio
-
-            self._owner.get_going()
-            loop = asyncio.get_running_loop()
-            future: asyncio.Future[None] = loop.create_future()
-
-            def ring() -> None:
-                if not future.done():
-                    future.set_result(None)
-
-            self.add_done_callback(lambda: loop.call_soon_threadsafe(ring))
-            yield from future
+            yield from self._owner.wait_for_async(self).__await__()
         return self._outcome()
 
     def _outcome(self) -> R:
@@ -271,6 +236,12 @@ class Call(Generic[R]):
                 self._done_callbacks.append(act)
                 return
         act()
+
+    def remove_done_callback(self, act: Callable[[], object]) -> None:
+        """Forget it."""
+        with self._owner.lock:
+            if self._done_callbacks is not None and act in self._done_callbacks:
+                self._done_callbacks.remove(act)
 
     def cancel(self, reason: BaseException | None = None) -> bool:
         """Give it up; whether that came in time.
@@ -303,9 +274,21 @@ class Attempt:
 
     Attributes:
         over: its outcome is known, or no longer asked for; the work may go on.
+        detached: the run that it was part of has ended without it; the next one waits for it again.
     """
 
-    __slots__ = ("call", "called", "number", "over", "permit", "price", "sent_us", "task", "timer")
+    __slots__ = (
+        "call",
+        "detached",
+        "number",
+        "over",
+        "permit",
+        "price",
+        "sent_us",
+        "stepped",
+        "task",
+        "timer",
+    )
 
     def __init__(self, call: Call[Any], permit: Permit, sent_us: int) -> None:
         self.call = call
@@ -314,7 +297,8 @@ class Attempt:
         self.number = call.attempts
         self.price = call.price
         self.over = False
-        self.called = False
+        self.detached = False
+        self.stepped = False  # its task has begun
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
 

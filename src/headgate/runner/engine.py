@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from headgate.core.model import NEVER, SECOND, Granted, Refused
-from headgate.errors import CostExceedsLimit
+from headgate.errors import CostExceedsLimit, ValidationError
 from headgate.limiter import Permit
 from headgate.runner.board import Board
-from headgate.runner.call import Attempt, Call, CurrentCall, Memory, ValidationError, current
+from headgate.runner.call import Attempt, Call, CurrentCall, Memory, current
 from headgate.runner.outcome import Judge, rejection
 from headgate.runner.threads import Threads
 
@@ -26,6 +26,10 @@ SAME_TURN_US = 10_000
 """A limit that opens and is full again within that has not been open, for those who watch."""
 AT_ONCE = 4
 """Coroutines started before the loop gets to run them: each makes the others a little later."""
+
+
+_alive: set[Engine] = set()
+"""Those whose dispatcher has not ended: a loop holds its tasks weakly."""
 
 
 class Target:
@@ -97,6 +101,7 @@ class Engine:
     def _start(self) -> None:
         self._thread = threading.get_ident()
         if not self._closed:
+            _alive.add(self)
             self._task = self.loop.create_task(self._dispatch())
             self._task.add_done_callback(self._gone)
 
@@ -108,6 +113,7 @@ class Engine:
             self._closed = True
             self._board.stop("its event loop has ended")
             self._board.cut()
+        _alive.discard(self)
 
     @property
     def alive(self) -> bool:
@@ -131,11 +137,13 @@ class Engine:
 
     def halt(self, attempt: Attempt) -> None:
         """Cancel the work of an attempt, if it can be."""
-        if attempt.task is not None:
-            if threading.get_ident() == self._thread:
-                self._halt(attempt)
-            else:
-                self._call_soon(lambda: self._halt(attempt))
+        task = attempt.task
+        if task is None or task.get_loop().is_closed():
+            return
+        if task.get_loop() is _running_loop():
+            _cancel(attempt)
+        else:
+            task.get_loop().call_soon_threadsafe(_cancel, attempt)
 
     def _call_soon(self, act: Callable[[], object]) -> None:
         try:
@@ -186,7 +194,11 @@ class Engine:
                 continue
             if permit is None:
                 continue
-            attempt = self._board.begin(call, permit)
+            try:
+                attempt = self._board.begin(call, permit)
+            except BaseException:
+                permit.give_back()
+                raise
             if attempt is None:
                 permit.give_back()
                 continue
@@ -261,23 +273,6 @@ class Engine:
 
     def _make_task(self, attempt: Attempt, work: Any, context: contextvars.Context) -> None:
         attempt.task = self.loop.create_task(work, context=context)  # kept by the board while it runs
-        if attempt.over:
-            self._halt(attempt)
-
-    def _halt(self, attempt: Attempt) -> None:
-        if attempt.task is None:
-            return
-        if not attempt.called:  # cancelled before its first step, it never gets to say so itself
-            attempt.task.add_done_callback(lambda _: self._bury(attempt))
-        attempt.task.cancel()
-
-    def _bury(self, attempt: Attempt) -> None:
-        if attempt in self._board.running:
-            self._stop_timer(attempt)
-            if attempt.called:
-                self._failed(attempt, asyncio.CancelledError())
-            else:
-                self._board.unsent(attempt)
 
     def _may_go(self, attempt: Attempt) -> bool:
         """Whether the function is still to be called, and in time; otherwise all is given back."""
@@ -285,10 +280,10 @@ class Engine:
             self._stop_timer(attempt)
             self._board.unsent(attempt)
             return False
-        attempt.called = True
         return True
 
     async def _call_on_loop(self, attempt: Attempt) -> None:
+        attempt.stepped = True
         if self._may_go(attempt):
             call = attempt.call
             try:
@@ -299,8 +294,13 @@ class Engine:
                 await self._see_through(attempt, value)
 
     async def _see_through(self, attempt: Attempt, value: Any) -> None:
+        attempt.stepped = True
         failed: ValidationError | None = None
         try:
+            if attempt.over:  # it took too long to return what is to be awaited
+                if inspect.iscoroutine(value):
+                    value.close()
+                raise asyncio.CancelledError
             if hasattr(type(value), "__await__"):
                 value = await value
             for validator in self._judge.validators:
@@ -353,6 +353,11 @@ class Engine:
 
     def _failed(self, attempt: Attempt, error: BaseException) -> None:
         self._stop_timer(attempt)
+        task = attempt.task
+        cancelled = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
+        if cancelled and not attempt.over:  # by nobody here: its loop is being taken down
+            self._board.interrupted(attempt)
+            return
         now = self._board.now()
         self._board.ended(attempt, self._judge.of_error(error, now.wall_us), now)
 
@@ -366,6 +371,12 @@ class Engine:
 
 async def _awaited(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
+
+
+def _cancel(attempt: Attempt) -> None:
+    # A task that has not taken its first step could never say that it was cancelled: it looks itself.
+    if attempt.task is not None and attempt.stepped:
+        attempt.task.cancel()
 
 
 def _set(bell: asyncio.Future[None]) -> None:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from headgate.core.model import ANSWERED, LOST, UNSENT, Signal, Throttle
 from headgate.core.retry import SPENDS_NO_ATTEMPT, ErrorClass
-from headgate.errors import AcquireTimeout, CostExceedsLimit
+from headgate.errors import AcquireTimeout, CallCancelled, CostExceedsLimit, ValidationError
 from headgate.providers.openai import Answer, read_answer
 from headgate.providers.reply import read_failure, read_reply
-from headgate.runner.call import CallCancelled, ValidationError
 
 log = logging.getLogger("headgate")
 
@@ -58,7 +57,7 @@ class Judge:
     validators: Sequence[Validator]
     retry_on: RetryOn | None
     learn: Callable[[tuple[Any, ...], dict[str, Any], Any], Mapping[str, int]] | None
-    _complained: bool = False
+    _complaints: set[str] = field(default_factory=set)
 
     def of_value(
         self,
@@ -90,14 +89,7 @@ class Judge:
         answer = read_failure(error, wall_us, self.meters)
         if answer.error in SPENDS_NO_ATTEMPT:
             return self._refused(answer, error)
-        kind = answer.error
-        if self.retry_on is not None:
-            wanted = (
-                isinstance(error, self.retry_on)
-                if isinstance(self.retry_on, type | tuple)
-                else self.retry_on(error)
-            )
-            kind = ErrorClass.OVERLOADED if wanted else ErrorClass.CALLER
+        kind = answer.error if self.retry_on is None else self._by_wish(error, self.retry_on)
         if isinstance(error, NEVER_SENT):
             signal = UNSENT
         elif kind is ErrorClass.MONEY_GONE:
@@ -107,6 +99,20 @@ class Judge:
         else:
             signal = LOST
         return Outcome(kind, error, None, signal, None, answer.retry_after_us)
+
+    def _by_wish(self, error: BaseException, retry_on: RetryOn) -> ErrorClass:
+        try:
+            wanted = isinstance(error, retry_on) if isinstance(retry_on, type | tuple) else retry_on(error)
+        except Exception:
+            self._complain("retry_on= failed; errors are not tried again where it does")
+            wanted = False
+        return ErrorClass.OVERLOADED if wanted else ErrorClass.CALLER
+
+    def _complain(self, text: str) -> None:
+        """Once: a mistake in a callback is the same for all calls."""
+        if text not in self._complaints:
+            self._complaints.add(text)
+            log.exception(text)
 
     def _refused(self, answer: Answer, error: BaseException) -> Outcome:
         throttle = Throttle(
@@ -131,9 +137,7 @@ class Judge:
                     raise ValueError(f"usage= returned {units!r} for {meter}; expected a whole number >= 0")
             charged = _NOTHING if self.learn is None else self.learn(args, kwargs, value)
         except Exception:
-            if not self._complained:
-                self._complained = True
-                log.exception("usage= failed; calls are booked as reserved where it does")
+            self._complain("usage= failed; calls are booked as reserved where it does")
             return None, _NOTHING
         return usage, charged
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextvars
-import threading
+import inspect
+import os
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ from weakref import WeakValueDictionary
 
 from headgate.core.model import SECOND, Limit, Refused
 from headgate.core.retry import RetryPolicy
-from headgate.errors import ConfigurationError, CostExceedsLimit
+from headgate.errors import ConfigurationError, CostExceedsLimit, RunStopped
 from headgate.limiter import Limiter
 from headgate.progress.view import KINDS as KINDS_OF_VIEW
 from headgate.progress.view import make_view
+from headgate.runner.bell import Bell, Interrupts
 from headgate.runner.board import Board, Dedup
 from headgate.runner.call import DONE, Call, current
 from headgate.runner.events import KINDS, Kind, Listener
@@ -197,6 +199,10 @@ class Runner(Generic[P, R]):
     ) -> None:
         if not callable(function):
             raise ConfigurationError(f"a Runner calls a function; got {type(function).__name__}")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                "a generator function runs nothing when called: give a function around it"
+            )
         if dedup not in (None, "share", "skip", "error"):
             raise ConfigurationError(f"dedup is share, skip, error or None; got {dedup!r}")
         self.function = function
@@ -244,11 +250,13 @@ class Runner(Generic[P, R]):
             self._keep_what_lasts(self._memory.checkpoint, own=own)
         self._threads = Threads()
         self._engine: Engine | None = None
-        self._users = 0
-        self._started = 0
+        self._sessions = 0
+        self._started = False
+        self._pid = os.getpid()
         self._positions = 0
         self._calls: list[Call[R]] = []
         self._seen: dict[str, int] = {}
+        self._complete = False
         self.lock = self._board.lock
 
     def _open(self, checkpoint: str | Path | None, codec: Codec) -> Checkpoint | None:
@@ -260,7 +268,7 @@ class Runner(Generic[P, R]):
 
         path = Path(checkpoint).resolve()
         former = _holders.get(path)
-        if former is not None and not former._users and not former.pending:
+        if former is not None and not former._sessions and not former._started and not former.pending:
             former.close()  # a cell of a notebook has been run again
         opened = Checkpoint(path, function=_name(self.function), codec=codec)
         _holders[path] = self
@@ -433,14 +441,21 @@ class Runner(Generic[P, R]):
             return call
         call.context = contextvars.copy_context()
         with self.lock:
+            if seen is None and self._complete:
+                self._calls, self._seen, self._complete = [], {}, False
             self._number(call)
+            if seen is None:
+                self._calls.append(call)
             counts = self._seen if seen is None else seen
             if self._memory.checkpoint is not None and board.dedup is None:
                 call.occurrence = counts.get(call.digest, 0)
                 counts[call.digest] = call.occurrence + 1
-        board.add(call, None if self._memory.checkpoint is None else self._memory.find)
-        if seen is None:
-            self._calls.append(call)
+        try:
+            board.add(call, None if self._memory.checkpoint is None else self._memory.find)
+        except BaseException:
+            with self.lock:
+                self._calls = [other for other in self._calls if other is not call]
+            raise
         return call
 
     def _number(self, call: Call[R]) -> None:
@@ -488,27 +503,39 @@ class Runner(Generic[P, R]):
         Raises:
             StoreError, OSError: what made going on impossible. Results are kept; ``run()`` again goes on.
         """
-        with self._session(None, counts_known=True, deadline=deadline) as session:
-            session.settle()
-        return self._collect()
+        self._not_from_inside()
+        with Interrupts(Bell()) as interrupts:  # from here, the first Ctrl-C only rings
+            with self._session(None, counts_known=True, deadline=deadline, interrupts=interrupts) as session:
+                session.settle()
+            return self._collect()
 
     async def run_async(self, *, deadline: float | None = None) -> Results[R]:
         """The same in a coroutine; coroutine functions run on its loop. Cancelling it keeps what is done."""
-        async with self._session_async(None, None, counts_known=True, deadline=deadline) as session:
+        async with self._session_async(None, counts_known=True, deadline=deadline) as session:
             await session.settle()
         return self._collect()
 
     def start(self) -> None:
-        """Begin in the background: calls start as they are scheduled, until :meth:`stop`."""
-        self._started += 1
-        self._hold(_here())
+        """Begin in the background: calls start as they are scheduled, until :meth:`stop`.
+
+        Coroutine functions run on the background loop of the process; to have them on your own, use
+        ``async with runner:``.
+        """
+        from headgate.runner.background import background_loop
+
+        self._start(background_loop())
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self.lock:
+            self._hold(loop, is_session=False)
+            self._started = True
 
     def stop(self, why: str = "stopped") -> None:
         """Start nothing more. What runs goes on; what waits stays for the next run."""
         self._board.stop(why)
-        while self._started:
-            self._started -= 1
-            self._release()
+        with self.lock:
+            self._started = False
+            self._close_engine()
 
     def __enter__(self) -> Runner[P, R]:
         self.start()
@@ -517,24 +544,34 @@ class Runner(Generic[P, R]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.wait_idle()
-        self.stop()
-        if isinstance(error, KeyboardInterrupt):
+        try:
+            if error is None:
+                self.wait_idle()
+        except BaseException:
             self._board.cut()
+            raise
+        finally:
+            self.stop()
+            if isinstance(error, KeyboardInterrupt):
+                self._board.cut()
 
     async def __aenter__(self) -> Runner[P, R]:
-        self.start()
+        self._start(_here())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            await self.wait_idle_async()
-        self.stop()
-        if error is not None:
+        try:
+            if error is None:
+                await self.wait_idle_async()
+        except BaseException:
             self._board.cut()
+            raise
+        finally:
+            self.stop()
+            if error is not None:
+                self._board.cut()
 
     def results(self) -> Results[R]:
         """What there is by now, without waiting."""
@@ -548,66 +585,57 @@ class Runner(Generic[P, R]):
 
     def _collect(self) -> Results[R]:
         board = self._board
-        with self.lock:
-            results = Results(self._in_order(), board.stopped)
-            left = sum(call.state is not DONE for call in results.calls)
-            if not left:
-                self._calls.clear()
-                self._seen.clear()
         if board.broken is not None:
             raise board.broken
-        if left and board.stopped is not None:
+        with self.lock:
+            left = sum(call.state is not DONE for call in self._calls)
+            # The list is emptied by the next schedule(): a Ctrl-C on the way out takes nothing along.
+            self._complete = not left
+            results = Results(self._in_order(), board.stopped if left else None)
+        if results.stopped is not None:
             from headgate.runner.session import tell_of_end
 
             tell_of_end(board, left)
         return results
 
     def _session(
-        self, total: int | None, *, counts_known: bool = False, deadline: float | None = None
+        self,
+        total: int | None,
+        *,
+        counts_known: bool = False,
+        deadline: float | None = None,
+        interrupts: Interrupts | None = None,
     ) -> Session:
         self._not_from_inside()
         from headgate.runner.background import background_loop
         from headgate.runner.session import Session
 
-        self._hold(background_loop())
-        try:
-            return Session(
-                self._board,
-                make_view(self._progress),
-                total=total,
-                counts_known=counts_known,
-                deadline=self._deadline if deadline is None else _positive(deadline, "deadline"),
-                release=self._release,
-            )
-        except BaseException:
-            self._release()
-            raise
+        return Session(
+            self._board,
+            make_view(self._progress),
+            total=total,
+            counts_known=counts_known,
+            deadline=self._deadline if deadline is None else _positive(deadline, "deadline"),
+            hold=lambda: self._hold(background_loop(), blocking=True),
+            release=self._release,
+            interrupts=interrupts or Interrupts(Bell()),
+        )
 
     def _session_async(
-        self,
-        total: int | None,
-        ring: Callable[[], None] | None,
-        *,
-        counts_known: bool = False,
-        deadline: float | None = None,
+        self, total: int | None, *, counts_known: bool = False, deadline: float | None = None
     ) -> AsyncSession:
         self._not_from_inside()
         from headgate.runner.session import AsyncSession
 
-        self._hold(_here())
-        try:
-            return AsyncSession(
-                self._board,
-                make_view(self._progress),
-                total=total,
-                counts_known=counts_known,
-                deadline=self._deadline if deadline is None else _positive(deadline, "deadline"),
-                release=self._release,
-                ring=ring,
-            )
-        except BaseException:
-            self._release()
-            raise
+        return AsyncSession(
+            self._board,
+            make_view(self._progress),
+            total=total,
+            counts_known=counts_known,
+            deadline=self._deadline if deadline is None else _positive(deadline, "deadline"),
+            hold=lambda: self._hold(_here()),
+            release=self._release,
+        )
 
     def _not_closed(self) -> None:
         if self._closed:
@@ -618,25 +646,53 @@ class Runner(Generic[P, R]):
         if inside is not None and inside._attempt.call._owner is self:
             raise RuntimeError("a call cannot wait for the runner that carries it out: schedule, and return")
 
-    def _hold(self, loop: asyncio.AbstractEventLoop) -> None:
-        """One more who wants calls to start; the first one has the engine made."""
+    def _hold(
+        self, loop: asyncio.AbstractEventLoop, *, is_session: bool = True, blocking: bool = False
+    ) -> None:
+        """One more who wants calls to start; the first one has the engine made.
+
+        Args:
+            is_session: somebody waits, and will release it; whoever comes first begins anew after a stop.
+            blocking: this thread will wait, so it must not be that of the engine's loop.
+        """
         self._not_closed()
+        self._after_fork()
         with self.lock:
-            self._users += 1
-            if self._users == 1:
+            engine = self._engine
+            alive = engine is not None and engine.alive
+            if blocking and (engine.loop if alive and engine is not None else loop) is _running_loop():
+                raise RuntimeError(
+                    "waiting here would stop the event loop that has to do the work: use the form with await"
+                )
+            if not self._sessions:
                 self._board.go()
-            if self._engine is None or not self._engine.alive:
+            self._sessions += is_session
+            if not alive:
+                if engine is not None:
+                    self._board.reclaim()
                 self._engine = self._make_engine(loop)
                 self._engine.start()
 
     def _release(self) -> None:
         with self.lock:
-            self._users -= 1
-            if self._users == 0 and self._engine is not None:
-                self._engine.close()
-                self._engine = None
-                if self._lasting is not None and not self._board.running:
-                    self._lasting.rest()
+            self._sessions -= 1
+            self._close_engine()
+
+    def _close_engine(self) -> None:
+        if self._sessions or self._started or self._engine is None:
+            return
+        self._engine.close()
+        self._engine = None
+        if self._lasting is not None and not self._board.running and not self._closed:
+            self._lasting.rest()
+
+    def _after_fork(self) -> None:
+        if self._pid != os.getpid():  # threads, loops and calls on their way are in the parent
+            self._pid = os.getpid()
+            self._sessions, self._started, self._engine = 0, False, None
+            self._threads = Threads()
+            self._board.forked()
+            self.lock = self._board.lock
 
     def _make_engine(self, loop: asyncio.AbstractEventLoop) -> Engine:
         from headgate.runner.engine import Engine, Target
@@ -655,10 +711,64 @@ class Runner(Generic[P, R]):
             threads=self._threads,
         )
 
-    def get_going(self) -> None:
-        """Begin in the background if nothing runs: somebody waits for a result."""
-        if not self._users:
-            self.start()
+    def _get_going(self, loop: asyncio.AbstractEventLoop, *, blocking: bool) -> None:
+        """Somebody waits: begin if nothing runs, until all is settled."""
+        with self.lock:
+            busy = self._sessions or self._started
+            engine = self._engine
+            if busy and engine is not None and engine.alive:
+                if blocking and engine.loop is _running_loop():
+                    self._hold(loop, is_session=False, blocking=True)  # says why not
+                return
+            self._hold(loop, blocking=blocking)
+        self._board.when(self._board.is_settled, self._release, at_rest=True)
+
+    def wait_for(self, call: Call[Any], timeout: float | None) -> None:
+        """See :meth:`Call.result`."""
+        from headgate.runner.background import background_loop
+
+        self._not_from_inside()
+        self._get_going(background_loop(), blocking=True)
+        bell = Bell()
+        call.add_done_callback(bell.ring)
+        forget = self._board.when(self._is_over, bell.ring, at_rest=True)
+        try:
+            if not bell.wait(timeout):
+                raise TimeoutError(f"call {call.id} is not done after {timeout:g} s")
+        finally:
+            call.remove_done_callback(bell.ring)
+            forget()
+        self._see_to(call)
+
+    async def wait_for_async(self, call: Call[Any]) -> None:
+        """See :meth:`Call.result`."""
+        import asyncio
+
+        self._not_from_inside()
+        loop = asyncio.get_running_loop()
+        self._get_going(loop, blocking=False)
+        bell = asyncio.Event()
+
+        def ring() -> None:
+            loop.call_soon_threadsafe(bell.set)
+
+        call.add_done_callback(ring)
+        forget = self._board.when(self._is_over, ring, at_rest=True)
+        try:
+            await bell.wait()
+        finally:
+            call.remove_done_callback(ring)
+            forget()
+        self._see_to(call)
+
+    def _is_over(self) -> bool:
+        """Nothing more will be done without another word."""
+        board = self._board
+        return not board.live and (board.stopped is not None or board.broken is not None)
+
+    def _see_to(self, call: Call[Any]) -> None:
+        if call.state is not DONE:
+            raise self._board.broken or RunStopped(f"stopped: {self._board.stopped}")
 
     # Steering
 
@@ -782,7 +892,7 @@ class Runner(Generic[P, R]):
 
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Block until no call waits or runs; whether that came in time."""
-        return self._wait(self._is_done, timeout)
+        return self._wait(self._board.is_idle, timeout)
 
     def wait_below(self, size: int, timeout: float | None = None) -> bool:
         """Block until fewer than ``size`` calls wait; whether that came in time."""
@@ -794,47 +904,53 @@ class Runner(Generic[P, R]):
 
     async def wait_idle_async(self) -> None:
         """:meth:`wait_idle` for coroutines."""
-        await self._wait_async(self._is_done)
+        await self._wait_async(self._board.is_idle)
 
     async def wait_below_async(self, size: int) -> None:
         """:meth:`wait_below` for coroutines."""
         await self._wait_async(lambda: self.size < size)
 
     def _is_empty(self) -> bool:
-        return not self.size or self._board.broken is not None
-
-    def _is_done(self) -> bool:
-        return self._board.is_idle() or self._board.broken is not None
+        return not self.size
 
     def _wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        from headgate.runner.background import background_loop
+
         self._not_from_inside()
-        if not condition():
-            self.get_going()
-        bell = threading.Event()
-        forget = self._board.when(condition, bell.set)
+        if condition():
+            return True
+        self._get_going(background_loop(), blocking=True)
+        bell = Bell()
+        forget = self._board.when(lambda: condition() or self._is_over(), bell.ring)
         try:
-            reached = bell.wait(timeout)
+            if not bell.wait(timeout):
+                return False
         finally:
             forget()
-        if self._board.broken is not None:
-            raise self._board.broken
-        return reached
+        self._see_reached(condition)
+        return True
 
     async def _wait_async(self, condition: Callable[[], bool]) -> None:
         import asyncio
 
         self._not_from_inside()
-        if not condition():
-            self.get_going()
+        if condition():
+            return
         loop = asyncio.get_running_loop()
+        self._get_going(loop, blocking=False)
         bell = asyncio.Event()
-        forget = self._board.when(condition, lambda: loop.call_soon_threadsafe(bell.set))
+        forget = self._board.when(
+            lambda: condition() or self._is_over(), lambda: loop.call_soon_threadsafe(bell.set)
+        )
         try:
             await bell.wait()
         finally:
             forget()
-        if self._board.broken is not None:
-            raise self._board.broken
+        self._see_reached(condition)
+
+    def _see_reached(self, condition: Callable[[], bool]) -> None:
+        if self._is_over() and not condition():
+            raise self._board.broken or RunStopped(f"stopped: {self._board.stopped}")
 
 
 class Prepared(Generic[P, R]):
@@ -926,12 +1042,15 @@ def _position(call: Call[Any]) -> int:
 
 
 def _here() -> asyncio.AbstractEventLoop:
-    """The loop that runs here; the background's where none does."""
     import asyncio
 
-    from headgate.runner.background import background_loop
+    return asyncio.get_running_loop()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    import asyncio
 
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
-        return background_loop()
+        return None

@@ -6,16 +6,16 @@ It knows how to wait, not what for.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 
+from headgate.errors import RunStopped
 from headgate.progress.view import View
+from headgate.runner.bell import Interrupts
 from headgate.runner.board import Board
 from headgate.runner.outcome import log
 from headgate.runner.status import Watch
-from headgate.runner.stream import RunStopped
 
 GRACE_SECONDS = 5.0
 """What calls on their way get behind a deadline."""
@@ -27,7 +27,11 @@ class Session:
     Args:
         total: how many calls there will be; None to count those that are known.
         deadline: seconds; None for none.
-        release: gives up the engine.
+        hold, release: ask for the engine, and give it up.
+        interrupts: counts Ctrl-C while somebody has entered it.
+
+    Attributes:
+        bell: may be rung to end :meth:`wait`.
     """
 
     def __init__(
@@ -38,17 +42,26 @@ class Session:
         total: int | None,
         counts_known: bool,
         deadline: float | None,
+        hold: Callable[[], None],
         release: Callable[[], None],
+        interrupts: Interrupts,
     ) -> None:
         self._board = board
         self._view = view
         self._watch = Watch(board, total, counts_known=counts_known)
         self._due = None if deadline is None else time.monotonic() + deadline
         self._cut_at: float | None = None
-        self._release = release
+        self._hold, self._release = hold, release
+        self.bell = interrupts.bell
+        self.interrupts = interrupts
         self._shown = time.monotonic()
 
     def __enter__(self) -> Session:
+        try:
+            self._hold()
+        except BaseException:
+            self._view.close()
+            raise
         return self
 
     def __exit__(
@@ -72,42 +85,47 @@ class Session:
 
     def settle(self) -> None:
         """Wait until nothing runs and nothing will. The first Ctrl-C stops, the second one ends at once."""
-        bell = threading.Event()
-        forget = self._board.when(self._board.is_settled, bell.set, at_rest=True)
         try:
-            try:
-                self._wait(bell)
-            except KeyboardInterrupt:
-                self._interrupted()
-                self._wait(bell)
+            while not self._board.is_settled():
+                forget = self._board.when(self._board.is_settled, self.bell.ring, at_rest=True)
+                try:
+                    self._listen()
+                finally:
+                    forget()
         except BaseException:
             self.abandon()
             raise
-        finally:
-            forget()
 
-    def wait(self, bell: threading.Event) -> None:
-        """Wait for a bell, or for the end of all work. Ctrl-C lets the calls on their way come back first."""
-        forget = self._board.when(self._board.is_settled, bell.set, at_rest=True)
+    def wait(self) -> None:
+        """Wait for the bell, or for the end of all work.
+
+        Ctrl-C lets the calls on their way come back first.
+        """
+        with self.interrupts:
+            forget = self._board.when(self._board.is_settled, self.bell.ring, at_rest=True)
+            try:
+                self._listen()
+            finally:
+                forget()
+            if self.interrupts.count:
+                self.settle()
+                raise KeyboardInterrupt
+
+    def _listen(self) -> None:
+        """Until the bell is rung, or it is time to look again."""
+        pause = self._view.every_seconds
+        if self._due is not None:
+            self._see_deadline()
+            pause = min(pause, max((self._cut_at or self._due) - time.monotonic(), 0.01))
         try:
-            self._wait(bell)
+            if not self.bell.wait(pause):
+                self.tick()
         except KeyboardInterrupt:
-            forget()
+            if self.interrupts.count:
+                raise
+            self.interrupts.count = 1
+        if self.interrupts.count and self._board.stopped is None:
             self._interrupted()
-            self.settle()
-            raise
-        finally:
-            forget()
-
-    def _wait(self, bell: threading.Event) -> None:
-        while True:
-            pause = self._view.every_seconds
-            if self._due is not None:
-                self._see_deadline()
-                pause = min(pause, max((self._cut_at or self._due) - time.monotonic(), 0.01))
-            if bell.wait(min(pause, threading.TIMEOUT_MAX)):
-                return
-            self.tick()
 
     def _see_deadline(self) -> None:
         now = time.monotonic()
@@ -151,32 +169,38 @@ class AsyncSession:
         total: int | None,
         counts_known: bool,
         deadline: float | None,
+        hold: Callable[[], None],
         release: Callable[[], None],
-        ring: Callable[[], None] | None = None,
     ) -> None:
         self._board = board
         self._view = view
         self._watch = Watch(board, total, counts_known=counts_known)
         self._deadline = deadline
-        self._release = release
-        self._ring = ring
-        self._forget: Callable[[], None] = _nothing
+        self._hold, self._release = hold, release
+        self._timers: list[asyncio.TimerHandle] = []
         self._ticker: asyncio.Task[None] | None = None
+        self.bell = asyncio.Event()
 
     async def __aenter__(self) -> AsyncSession:
         loop = asyncio.get_running_loop()
+        try:
+            self._hold()
+        except BaseException:
+            self._view.close()
+            raise
         self._ticker = asyncio.create_task(self._show_on())
-        if self._ring is not None:
-            ring = self._ring
-            self._forget = self._board.when(
-                self._board.is_settled, lambda: loop.call_soon_threadsafe(ring), at_rest=True
-            )
+        if self._deadline is not None:
+            self._timers = [
+                loop.call_later(self._deadline, self._board.stop, "the deadline is over"),
+                loop.call_later(self._deadline + GRACE_SECONDS, self._board.cut),
+            ]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._forget()
+        for timer in self._timers:
+            timer.cancel()
         if self._ticker is not None:
             self._ticker.cancel()
         if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
@@ -195,33 +219,24 @@ class AsyncSession:
 
     async def settle(self) -> None:
         """Wait until nothing runs and nothing will."""
+        while not self._board.is_settled():
+            self.bell.clear()
+            await self.wait()
+
+    async def wait(self) -> None:
+        """Wait for the bell, or for the end of all work."""
         loop = asyncio.get_running_loop()
-        bell = asyncio.Event()
         forget = self._board.when(
-            self._board.is_settled, lambda: loop.call_soon_threadsafe(bell.set), at_rest=True
+            self._board.is_settled, lambda: loop.call_soon_threadsafe(self.bell.set), at_rest=True
         )
-        timers = []
-        if self._deadline is not None:
-            timers = [
-                loop.call_later(self._deadline, self._board.stop, "the deadline is over"),
-                loop.call_later(self._deadline + GRACE_SECONDS, self._board.cut),
-            ]
         try:
-            await bell.wait()
+            await self.bell.wait()
         finally:
             forget()
-            for timer in timers:
-                timer.cancel()
 
     def check(self) -> None:
         """See :meth:`Session.check`."""
         check(self._board)
-
-
-def _when_settled(
-    board: Board, loop: asyncio.AbstractEventLoop, ring: Callable[[], None]
-) -> Callable[[], None]:
-    return board.when(board.is_settled, lambda: loop.call_soon_threadsafe(ring), at_rest=True)
 
 
 def check(board: Board) -> None:

@@ -6,13 +6,11 @@ task in the same loop. So it may hold what belongs to a thread, such as a databa
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from headgate.errors import HeadgateError
 from headgate.runner.call import ASLEEP, DONE, WAITING, Call
 from headgate.runner.outcome import log
 
@@ -28,10 +26,6 @@ OnError = Literal["none", "raise"]
 AHEAD = 4096
 """Calls that are scheduled and not given back yet, at most: enough to be in flight, little enough to be
 flat."""
-
-
-class RunStopped(HeadgateError):
-    """Nothing more is sent, for a reason that concerns all calls: no credit, a refused key, a deadline."""
 
 
 class Stream(Generic[T]):
@@ -85,18 +79,17 @@ class Stream(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         self._begin()
-        bell = threading.Event()
         items = self._source.sync_items(self._runner)
         with self._runner._session(self._source.size) as session:
             try:
                 while True:
                     call = self._next()
                     if not self._exhausted and len(self._out) < self._ahead:
-                        self._pull(items, bell.set)
+                        self._pull(items, session.bell.ring)
                     elif call is None and not self._out:
                         return
                     elif call is None:
-                        self._await_one(session, bell)
+                        self._await_one(session)
                     if call is not None:
                         yield self._hand_out(call)
                         session.tick()
@@ -146,13 +139,12 @@ class Stream(Generic[T]):
 
             call.add_done_callback(ended)
 
-    def _await_one(self, session: Session, bell: threading.Event) -> None:
+    def _await_one(self, session: Session) -> None:
         """Until a call can be given back, or nothing more will come."""
-        bell.clear()
         if self._ordered:
-            next(iter(self._out)).add_done_callback(bell.set)
+            next(iter(self._out)).add_done_callback(session.bell.ring)
         if self._next() is None:
-            session.wait(bell)
+            session.wait()
             if self._next() is None:
                 session.check()
 
@@ -172,13 +164,14 @@ class Stream(Generic[T]):
 
         self._begin()
         loop = asyncio.get_running_loop()
-        bell, room = asyncio.Event(), asyncio.Event()
-        room.set()
+        room = asyncio.Event()
 
-        def ring() -> None:
-            loop.call_soon_threadsafe(bell.set)
+        async with self._runner._session_async(self._source.size) as session:
+            bell = session.bell
 
-        async with self._runner._session_async(self._source.size, bell.set) as session:
+            def ring() -> None:
+                loop.call_soon_threadsafe(bell.set)
+
             feeder = asyncio.create_task(self._feed(room, bell, ring))
             try:
                 while True:
@@ -197,7 +190,7 @@ class Stream(Generic[T]):
                         feeder.result()
                     if self._next() is None:
                         session.check()
-                        await bell.wait()
+                        await session.wait()
                 await feeder
             finally:
                 feeder.cancel()

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from headgate.errors import ConfigurationError
 from headgate.runner import digest as public
-from headgate.runner.digest import _ENCODERS, DEEPEST, digest
+from headgate.runner.digests import _ENCODERS, DEEPEST, digest
 
 
 class Colour(enum.Enum):
@@ -253,7 +253,7 @@ def test_known_digests_stand_for_ever(args: tuple[Any, ...], kwargs: dict[str, A
 
 
 ELSEWHERE = """
-from headgate.runner.digest import digest
+from headgate.runner.digests import digest
 words = "the quick brown fox jumps over the lazy dog".split()
 keyed = {frozenset(words): dict.fromkeys(set(words), 1)}
 print(digest(set(words), keyed, of={("a", None): {1.5, "x", b"y"}}))
@@ -295,7 +295,7 @@ class Client:
     ("args", "kwargs", "where"),
     [
         ((len,), {}, "args[0] is of type builtin_function_or_method;"),
-        ((1, {"client": Client()}), {}, 'args[1]["client"] is of type tests.runner.test_digest.Client;'),
+        ((1, {"client": Client()}), {}, 'args[1]["client"] is of type tests.runner.test_digests.Client;'),
         ((), {"client": Client()}, 'kwargs["client"] is of type'),
         (([0, (1, Client)],), {}, "args[0][1][1] is of type type;"),
         (({(1, Client()): 2},), {}, "args[0], a key of it,[1] is of type"),
