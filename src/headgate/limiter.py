@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from headgate import events
 from headgate.core import model
 from headgate.core.headers import openai_readings, retry_after_us
-from headgate.core.model import ANSWERED, LOST, SECOND, UNSENT, Limit, Report, Signal, Throttle
+from headgate.core.model import ANSWERED, LOST, SECOND, UNSENT, Limit, Report, Signal, Throttle, new
 from headgate.core.plan import Plan
 from headgate.core.retry import SPENDS_NO_ATTEMPT, class_of_status
 from headgate.core.text import parse_limits
@@ -110,11 +110,12 @@ class Permit:
         Raises:
             ConfigurationError: units that are no whole number >= 0; the permit is not settled by it.
         """
-        for meter, units in (*signal.usage.items(), *signal.charged.items()):
-            if type(units) is not int or units < 0:
-                raise ConfigurationError(
-                    f"{meter}: what was used is a whole number of units, 0 or more; got {units!r}"
-                )
+        if signal.usage or signal.charged:
+            for meter, units in (*signal.usage.items(), *signal.charged.items()):
+                if type(units) is not int or units < 0:
+                    raise ConfigurationError(
+                        f"{meter}: what was used is a whole number of units, 0 or more; got {units!r}"
+                    )
         if not self.settled:
             self.settled = True
             self._limiter._settle(self._grant, signal)
@@ -339,13 +340,16 @@ class Limiter:
     # The other side of permits
 
     def _acquire(self, costs: model.Costs, priority: float, max_wait: float | None) -> Permit:
-        return self._granted(*self._line.acquire(costs, priority, max_wait))
+        grant, asked_us = self._line.acquire(costs, priority, max_wait)
+        return self._granted(grant, asked_us)
 
     async def _acquire_async(self, costs: model.Costs, priority: float, max_wait: float | None) -> Permit:
-        return self._granted(*await self._line.acquire_async(costs, priority, max_wait))
+        grant, asked_us = await self._line.acquire_async(costs, priority, max_wait)
+        return self._granted(grant, asked_us)
 
     def _granted(self, grant: model.Granted, asked_us: int) -> Permit:
-        permit = Permit(self, grant, max(grant.at_us - asked_us, 0) / SECOND)
+        waited_us = grant.at_us - asked_us
+        permit = Permit(self, grant, waited_us / SECOND if waited_us > 0 else 0.0)
         if self._listeners:
             try:
                 self._tell(events.Granted(self.key, permit.units, permit.waited_seconds))
@@ -355,7 +359,7 @@ class Limiter:
         return permit
 
     def _settle(self, grant: model.Granted, signal: Signal) -> None:
-        self._line.settle((Report(grant, signal),))
+        self._line.settle((new(Report, (grant, signal)),))
         if self._listeners:
             if signal.throttle is not None:
                 pause = signal.throttle.retry_after_us

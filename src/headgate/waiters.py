@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
-from headgate.core.model import NEVER, SECOND, UNSENT, Costs, Granted, Refused, Report, Wait
+from headgate.core.model import ANSWERED, NEVER, SECOND, UNSENT, Costs, Granted, Refused, Report, Wait
 from headgate.core.plan import Plan
 from headgate.errors import AcquireTimeout, ConfigurationError, CostExceedsLimit
 from headgate.stores.base import Store
@@ -62,7 +62,7 @@ class Waiter:
         self.called = False
         self.grant: Granted | None = None
         self.error: Exception | None = None
-        self.place: object = None  # its event loop, if it has one
+        self.place: asyncio.AbstractEventLoop | None = None  # its event loop, if it has one
         self.wake: Callable[[], None] = _nothing
         self.nudge: Callable[[], None] = _nothing
 
@@ -129,6 +129,7 @@ class Line:
         self._numbers = 0
         self._served = 0
         self._head: Waiter | None = None
+        self._firm = False  # what the head was told stays, whatever calls are answered as reserved
         self._called = 0  # coroutines that have been granted a permit and have not resumed yet
 
     # Asking
@@ -143,8 +144,29 @@ class Line:
     def settle(self, reports: Sequence[Report]) -> None:
         """Book what became of calls, and let in whoever fits now."""
         self.store.settle(self.key, self.plan, reports)
-        if self.waiting:
+        if self.waiting and not self._stays(reports):
             self.serve()
+
+    def _stays(self, reports: Sequence[Report]) -> bool:
+        """Whether these settlements leave the head where it is, asleep until the told instant.
+
+        Most do: a call that is answered as it was reserved only moves from the holds to the level. In a
+        shared store others may have given something back meanwhile.
+        """
+        if self.store.shared:
+            return False
+        for _, signal in reports:
+            if signal is not ANSWERED:
+                return False
+        with self._lock:  # so that what it was told just now has been booked
+            head = self._head
+            return (
+                self._firm
+                and head is not None
+                and head.state is WAITING
+                and (head.place is None or not head.place.is_closed())
+                and self.store.now().elapsed_us < self.until_us
+            )
 
     def acquire(self, costs: Costs, priority: float, max_wait: float | None) -> tuple[Granted, int]:
         """A permit, blocking this thread, and the instant at which it was asked for.
@@ -222,21 +244,30 @@ class Line:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         alarm: asyncio.TimerHandle | None = None
+        alarm_us = 0
 
         def ring() -> None:
             if not done.done():
                 done.set_result(None)
 
         def rearm() -> None:
-            nonlocal alarm
+            nonlocal alarm, alarm_us
             if alarm is not None:
+                if alarm_us == self.until_us and self._head is waiter:
+                    return
                 alarm.cancel()
                 alarm = None
             if self._head is not waiter:
                 self._look_now_and_then(loop)
             elif waiter.state is WAITING and self.until_us < NEVER:
-                due = (self.until_us - self.store.now().elapsed_us) / SECOND
-                alarm = loop.call_later(max(due, 0), self.serve)
+                alarm_us = self.until_us
+                due = (alarm_us - self.store.now().elapsed_us) / SECOND
+                alarm = loop.call_later(max(due, 0), alarmed)
+
+        def alarmed() -> None:
+            nonlocal alarm
+            alarm = None
+            self.serve()
 
         def in_loop(act: Callable[[], None]) -> Callable[[], None]:
             def do() -> None:
@@ -271,6 +302,7 @@ class Line:
                 alarm.cancel()
             if deadline is not None:
                 deadline.cancel()
+            waiter.wake = waiter.nudge = _nothing  # or it would be held by itself
             self._look_now_and_then(loop)  # for those of this loop that are left
         return _outcome(waiter)
 
@@ -282,22 +314,21 @@ class Line:
 
     def _look_now_and_then(self, loop: asyncio.AbstractEventLoop) -> None:
         """See from this loop that nobody waits beyond the told instant, while the head waits elsewhere."""
-
-        def needed() -> bool:
-            head = self._head
-            return self.waiting > 0 and (head is None or head.place is not loop) and not loop.is_closed()
-
-        def look() -> None:
-            if not needed():
-                self._looking.discard(loop)
-                return
-            if self.until_us < self.store.now().elapsed_us - LOOK_SECONDS * SECOND / 2:
-                self.serve()
-            loop.call_later(LOOK_SECONDS, look)
-
-        if loop not in self._looking and needed():
+        if self._head_is_not_in(loop) and loop not in self._looking:
             self._looking.add(loop)
-            loop.call_later(LOOK_SECONDS, look)
+            loop.call_later(LOOK_SECONDS, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._head_is_not_in(loop):
+            self._looking.discard(loop)
+            return
+        if self.until_us < self.store.now().elapsed_us - LOOK_SECONDS * SECOND / 2:
+            self.serve()
+        loop.call_later(LOOK_SECONDS, self._look, loop)
+
+    def _head_is_not_in(self, loop: asyncio.AbstractEventLoop) -> bool:
+        head = self._head
+        return self.waiting > 0 and (head is None or head.place is not loop) and not loop.is_closed()
 
     def _see(
         self, answer: Wait | Refused | Granted | None, costs: Costs, asked_us: int, max_wait: float | None
@@ -372,16 +403,19 @@ class Line:
 
     def _ask_for_all(self, woken: list[Waiter]) -> Wait | None:
         """Ask, from the front, until one has to wait, who is the new head; collect those who need not."""
+        self._firm = False
+        most = self.store.batch + 1  # whoever is behind those that may go has to be told when
         while self._ranks:
             asked: list[Waiter] = []
             wait: Wait | None = None
             left: list[Waiter] = asked
             try:
-                while len(asked) < self.store.batch and self._ranks:
+                while len(asked) < most and self._ranks:
                     asked.append(self._pop())
                 answers = self.store.acquire(self.key, self.plan, [waiter.costs for waiter in asked])
                 left = []
-                for waiter, answer in zip(asked, answers, strict=True):
+                for index, waiter in enumerate(asked):
+                    answer = answers[index]
                     if type(answer) is Wait:
                         left.append(waiter)
                         wait = wait or answer
@@ -400,7 +434,7 @@ class Line:
                 for waiter in reversed(left):  # all of them if the store has failed
                     self._push_back(waiter)
             if wait is not None:
-                self.until_us, self.blocking = wait.until_us, wait.rule
+                self.until_us, self.blocking, self._firm = wait.until_us, wait.rule, wait.firm
                 self._head = left[0]
                 return wait
         self._head = None

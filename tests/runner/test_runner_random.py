@@ -14,6 +14,7 @@ import asyncio
 import functools
 import gc
 import os
+import random
 import re
 import weakref
 from collections import Counter, defaultdict
@@ -106,6 +107,7 @@ class World:
 
     def __post_init__(self) -> None:
         choose = self.choose
+        random.seed(choose.random())  # pauses are drawn from there
         limits = []
         if choose.random() < 0.6:
             limits.append(f"concurrency={choose.randint(1, 4)}")
@@ -429,7 +431,7 @@ class Meddler:
             self.runner.resume,
             self.move,
             self.resize,
-            self.runner.start,
+            self.enter,
             self.runner.stop,
             self.raise_cap,
             self.wait_for_many,
@@ -480,6 +482,16 @@ class Meddler:
 
         self.task(work())
 
+    def enter(self) -> None:
+        seconds = self.choose.choice((0, 0.3, 5))
+
+        async def work() -> None:
+            with suppress(RunStopped):
+                async with self.runner:
+                    await asyncio.sleep(seconds)
+
+        self.task(work())
+
     def interrupt(self) -> None:
         if self.tasks:
             self.choose.choice(self.tasks).cancel()
@@ -511,7 +523,7 @@ class Meddler:
 
     def resize(self) -> None:
         most = self.choose.randint(1, 6)
-        self.runner.max_concurrent = max(most, self.world.inside)  # less interrupts none
+        self.runner.max_concurrent = max(most, self.runner.pending)  # less interrupts none
 
     def raise_cap(self) -> None:
         cap = self.runner.spend_cap
@@ -658,7 +670,9 @@ def cancel_all_calls(world: World, task: asyncio.Task[Any]) -> None:
 
 
 def cancel_one_call(world: World, task: asyncio.Task[Any]) -> None:
-    next(call for call in world.events if not call.done()).cancel()
+    for call in world.events:
+        if call.cancel():
+            return
 
 
 def pause_and_resume(world: World, task: asyncio.Task[Any]) -> None:

@@ -124,15 +124,16 @@ def record_answer(alive: Alive, granted_at: int, at: int) -> int:
 
     Returns the alive time.
     """
-    latency = alive[LATENCY]
-    gap = at - max(alive[LAST], alive[SINCE] + (latency >> 4))
-    mean = alive[GAP] >> 4
+    latency, last = alive[LATENCY] >> 4, alive[LAST]
     alive[LAST] = at
     alive[SEEN] += 1
-    alive[LATENCY] += (at - granted_at) - (latency >> 4)
+    alive[LATENCY] += at - granted_at - latency
+    mean = alive[GAP] >> 4
     if alive[HELD] < 0:
-        if gap >= 0 and alive[FLYING] >= CROWD:
-            alive[GAP] += gap - mean
+        if alive[FLYING] >= CROWD:
+            gap = at - max(last, alive[SINCE] + latency)
+            if gap >= 0:
+                alive[GAP] += gap - mean
         return at - alive[FROZEN]
     if alive[SKIP]:
         alive[SKIP] -= 1

@@ -28,7 +28,7 @@ from headgate.core.clock import (
     steady_time,
     touch,
 )
-from headgate.core.limits.base import Rule, Settled
+from headgate.core.limits.base import Rule
 from headgate.core.limits.base import State as RuleState
 from headgate.core.model import (
     ANSWERED,
@@ -45,6 +45,7 @@ from headgate.core.model import (
     Signal,
     Throttle,
     Wait,
+    new,
 )
 from headgate.core.plan import Plan
 
@@ -110,37 +111,37 @@ def acquire(plan: Plan, asks: Sequence[Costs], state: State, now: Now) -> list[D
         answer = _decide(plan, costs, state, now, at, alive_at)
         answers.append(answer)
         if type(answer) is Wait:
+            answers += [_too_large(plan.rules, costs) or answer for costs in asks[len(answers) :]]
             break
-    if len(answers) < len(asks):
-        last = answers[-1]
-        answers += [_too_large(plan.rules, costs) or last for costs in asks[len(answers) :]]
     return answers
 
 
 def _advance(plan: Plan, state: State, now: Now) -> tuple[int, int]:
     """Let time pass up to ``now``; returns it as (steady time, alive time)."""
-    shift = state.steady[0]
-    at = steady_time(state.steady, now)
-    if state.steady[0] < shift:
-        for rule, part in zip(plan.rules, state.parts, strict=True):
-            rule.leapt(part, shift - state.steady[0])
-    alive = state.alive
+    steady, parts, alive = state.steady, state.parts, state.alive
+    shift = steady[0]
+    at = steady_time(steady, now)
+    if steady[0] < shift:
+        for rule, part in zip(plan.rules, parts, strict=True):
+            rule.leapt(part, shift - steady[0])
     if alive[FLYING] < CROWD and alive[HELD] < 0:  # nearly always
         alive_at = at - alive[FROZEN]
     else:
         touch(alive, at)
         alive_at = alive_time(alive, at)
     wall_us = now[1]
-    for rule, part in zip(plan.rules, state.parts, strict=False):
-        rule.advance(part, at, alive_at, wall_us)
+    rules = plan.rules
+    for index in plan.indexes:
+        rules[index].advance(parts[index], at, alive_at, wall_us)
     return at, alive_at
 
 
 def _decide(plan: Plan, costs: Costs, state: State, now: Now, at: int, alive_at: int) -> Decision:
     rules, parts = plan.rules, state.parts
     blocked = state.shut > 0
-    for rule, part, cost in zip(rules, parts, costs, strict=True):
-        if cost and not rule.admits(part, cost):
+    for index in plan.indexes:
+        cost = costs[index]
+        if cost and not rules[index].admits(parts[index], cost):
             blocked = True
             break
     if blocked:
@@ -149,24 +150,21 @@ def _decide(plan: Plan, costs: Costs, state: State, now: Now, at: int, alive_at:
             return refused
         wait = _wait(plan, costs, state, at)
         if wait is not None:
-            return Wait(_elapsed(wait.until_us, state), wait.rule)
+            return wait
     probe = state.shut > 0 and _send_probes(state, costs, at)
     record_departure(state.alive, at)
+    marks = []
+    for index in plan.indexes:
+        cost = costs[index]
+        marks.append(rules[index].take(parts[index], cost, at, alive_at) if cost else ())
     elapsed = now[0]
-    marks = [
-        rule.take(part, cost, at, alive_at) if cost else ()
-        for rule, part, cost in zip(rules, parts, costs, strict=False)
-    ]
-    return Granted(costs, elapsed, min(elapsed + plan.use_before_us, NEVER), tuple(marks), at, probe)
-
-
-def _elapsed(steady: int, state: State) -> int:
-    return NEVER if steady >= NEVER else steady - state.steady[0]
+    use_before = elapsed + plan.use_before_us if plan.use_before_us < NEVER else NEVER
+    return new(Granted, (costs, elapsed, use_before, tuple(marks), at, probe))
 
 
 def _too_large(rules: Sequence[Rule], costs: Costs) -> Refused | None:
-    for index, (rule, cost) in enumerate(zip(rules, costs, strict=True)):
-        if cost > rule.largest:
+    for index, rule in enumerate(rules):
+        if costs[index] > rule.largest:
             return Refused(index, rule.largest)
     return None
 
@@ -179,18 +177,24 @@ def _wait(plan: Plan, costs: Costs, state: State, at: int) -> Wait | None:
     moved = True
     while moved and instant < NEVER:
         moved = False
-        for index, (rule, part, cost) in enumerate(zip(plan.rules, state.parts, costs, strict=True)):
-            if not cost:
-                continue
-            opens = rule.opens_at(part, cost, instant, state.alive)
+        for index, cost in enumerate(costs):
             gate = state.gates[index]
+            if not cost or (index == blocking and not gate):  # that is what it has just said
+                continue
+            opens = plan.rules[index].opens_at(state.parts[index], cost, instant, state.alive)
             if gate:
                 opens = max(opens, _gate_opens(gate, at))
             if opens > instant:
                 instant, blocking, moved = opens, index, True
                 if instant >= NEVER:
                     break
-    return Wait(instant, blocking) if blocking >= 0 else None
+    if blocking < 0:
+        return None
+    if instant >= NEVER:
+        return Wait(NEVER, blocking)
+    rule, part = plan.rules[blocking], state.parts[blocking]
+    firm = not state.gates[blocking] and rule.firm(part, costs[blocking], instant)
+    return Wait(instant - state.steady[0], blocking, firm)
 
 
 def _gate_opens(gate: Gate, at: int) -> int:
@@ -210,39 +214,41 @@ def _send_probes(state: State, costs: Costs, at: int) -> bool:
 
 def settle(plan: Plan, reports: Sequence[Report], state: State, now: Now) -> None:
     """Book what became of calls: charge, give back, correct, shut and open."""
-    for report in reports:
+    for grant, signal in reports:
         at, alive_at = _advance(plan, state, now)
-        if report.signal.outcome == "answered":
-            alive_at = record_answer(state.alive, report.grant.steady_us, at)
+        if signal.outcome == "answered":
+            alive_at = record_answer(state.alive, grant.steady_us, at)
         record_end(state.alive)
-        _settle(plan, report, state, at, alive_at)
+        _settle(plan, grant, signal, state, at, alive_at)
 
 
-def _settle(plan: Plan, report: Report, state: State, at: int, alive_at: int) -> None:
-    grant, signal = report
+def _settle(plan: Plan, grant: Granted, signal: Signal, state: State, at: int, alive_at: int) -> None:
     if signal is ANSWERED and not state.shut:
-        for rule, part, cost, marks in zip(plan.rules, state.parts, grant.costs, grant.marks, strict=True):
+        rules, parts = plan.rules, state.parts
+        costs, marks = grant.costs, grant.marks
+        for index in plan.indexes:
+            cost = costs[index]
             if cost:
-                rule.settle(part, cost, marks, Settled("answered", cost), at, alive_at)
+                rules[index].settle(parts[index], cost, marks[index], "answered", cost, at, alive_at)
         return
     throttle = signal.throttle
     hit = _hit(throttle, plan, grant.costs) if throttle is not None else ()
-    for index, (rule, part, cost, marks) in enumerate(
+    for index, (rule, part, cost, mark) in enumerate(
         zip(plan.rules, state.parts, grant.costs, grant.marks, strict=True)
     ):
         if not cost:
             continue
         if throttle is not None and index in hit:
-            rule.refused(part, cost, marks, at, alive_at)
+            rule.refused(part, cost, mark, at, alive_at)
             _shut(state, index, throttle, rule, grant, at)
         else:
-            rule.settle(part, cost, marks, Settled(signal.outcome, _charge(rule, cost, signal)), at, alive_at)
+            rule.settle(part, cost, mark, signal.outcome, _charge(rule, cost, signal), at, alive_at)
             if state.gates[index]:
                 _open(state, index, signal, grant, at)
         if signal.readings and throttle is None:
             for reading in signal.readings:
                 if reading.meter == rule.limit.meter:
-                    rule.read(part, cost, marks, reading, grant.steady_us, at)
+                    rule.read(part, cost, mark, reading, grant.steady_us, at)
 
 
 def _charge(rule: Rule, cost: int, signal: Signal) -> int:

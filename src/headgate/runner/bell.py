@@ -50,20 +50,27 @@ class Interrupts:
     def __init__(self, bell: Bell) -> None:
         self.bell = bell
         self.count = 0
-        self.active = False
+        self._depth = 0
 
     def __enter__(self) -> Interrupts:
         in_main = threading.current_thread() is threading.main_thread()
-        if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if self._depth or (in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+            self._depth += 1
             signal.signal(signal.SIGINT, self._handle)
-            self.active = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.active and signal.getsignal(signal.SIGINT) == self._handle:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._depth:
+            self._depth -= 1
+            if not self._depth and signal.getsignal(signal.SIGINT) == self._handle:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    @property
+    def nested(self) -> bool:
+        """Whether somebody further out will see to what was counted."""
+        return self._depth > 1
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count += 1

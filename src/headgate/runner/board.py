@@ -146,6 +146,15 @@ class Board:
         self.tell()
         self.wake()
 
+    def knows(self, call: Call[Any]) -> bool:
+        """Whether a call that was to be added is here; if not, nothing of it is."""
+        with self.lock:
+            if call.entry is not None or call.state is not WAITING or call.shares:
+                return True
+            if self.dedup and self._known.get(call.digest) is call:
+                del self._known[call.digest]
+            return False
+
     def refuse(self, call: Call[Any], error: BaseException) -> None:
         """A call that can never be sent."""
         with self.lock:

@@ -440,23 +440,30 @@ class Runner(Generic[P, R]):
             board.refuse(call, error)
             return call
         call.context = contextvars.copy_context()
+        try:
+            self._enter(call, seen)
+            board.add(call, None if self._memory.checkpoint is None else self._memory.find)
+        except BaseException:  # a duplicate, or Ctrl-C: a call is on the board and in the list, or in neither
+            if not board.knows(call):
+                with self.lock:
+                    self._calls = [other for other in self._calls if other is not call]
+            elif seen is not None:
+                board.cancel(call, None)
+            raise
+        return call
+
+    def _enter(self, call: Call[R], seen: dict[str, int] | None) -> None:
+        """Give it its place in the order of scheduling."""
         with self.lock:
             if seen is None and self._complete:
                 self._calls, self._seen, self._complete = [], {}, False
             self._number(call)
             if seen is None:
                 self._calls.append(call)
-            counts = self._seen if seen is None else seen
-            if self._memory.checkpoint is not None and board.dedup is None:
+            if self._memory.checkpoint is not None and self._board.dedup is None:
+                counts = self._seen if seen is None else seen
                 call.occurrence = counts.get(call.digest, 0)
                 counts[call.digest] = call.occurrence + 1
-        try:
-            board.add(call, None if self._memory.checkpoint is None else self._memory.find)
-        except BaseException:
-            with self.lock:
-                self._calls = [other for other in self._calls if other is not call]
-            raise
-        return call
 
     def _number(self, call: Call[R]) -> None:
         with self.lock:
@@ -505,8 +512,12 @@ class Runner(Generic[P, R]):
         """
         self._not_from_inside()
         with Interrupts(Bell()) as interrupts:  # from here, the first Ctrl-C only rings
-            with self._session(None, counts_known=True, deadline=deadline, interrupts=interrupts) as session:
+            session = self._session(None, counts_known=True, deadline=deadline, interrupts=interrupts)
+            try:
+                session.open()
                 session.settle()
+            finally:
+                session.close()
             return self._collect()
 
     async def run_async(self, *, deadline: float | None = None) -> Results[R]:

@@ -21,6 +21,10 @@ GRACE_SECONDS = 5.0
 """What calls on their way get behind a deadline."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class Session:
     """Waiting in a thread, with something to look at.
 
@@ -52,26 +56,33 @@ class Session:
         self._due = None if deadline is None else time.monotonic() + deadline
         self._cut_at: float | None = None
         self._hold, self._release = hold, release
+        self._held = False
         self.bell = interrupts.bell
         self.interrupts = interrupts
         self._shown = time.monotonic()
 
-    def __enter__(self) -> Session:
-        try:
+    def open(self) -> None:
+        """Begin, inside the ``try`` whose ``finally`` closes it: a Ctrl-C may strike anywhere."""
+        with self.interrupts:
             self._hold()
-        except BaseException:
-            self._view.close()
-            raise
-        return self
+            self._held = True
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self, leave: Callable[[], None] = _nothing) -> None:
+        """End, if it has begun; ``leave`` is done first."""
         try:
-            self.show()
+            with self.interrupts:
+                struck = self.interrupts.count
+                try:
+                    leave()
+                    self.show()
+                finally:
+                    self._view.close()
+                if self.interrupts.count > struck and not self.interrupts.nested:
+                    raise KeyboardInterrupt
         finally:
-            self._view.close()
-            self._release()
+            if self._held:
+                self._held = False
+                self._release()
 
     def show(self) -> None:
         """The present state, in the view."""
@@ -251,7 +262,3 @@ def tell_of_end(board: Board, not_done: int) -> None:
     """A line in the log if a run has ended before its work."""
     if board.stopped is not None:
         log.warning("stopped: %s; %d calls are not done, run() goes on with them", board.stopped, not_done)
-
-
-def _nothing() -> None:
-    pass

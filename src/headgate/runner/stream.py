@@ -80,21 +80,22 @@ class Stream(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         self._begin()
         items = self._source.sync_items(self._runner)
-        with self._runner._session(self._source.size) as session:
-            try:
-                while True:
-                    call = self._next()
-                    if not self._exhausted and len(self._out) < self._ahead:
-                        self._pull(items, session.bell.ring)
-                    elif call is None and not self._out:
-                        return
-                    elif call is None:
-                        self._await_one(session)
-                    if call is not None:
-                        yield self._hand_out(call)
-                        session.tick()
-            finally:
-                self._drop()
+        session = self._runner._session(self._source.size)
+        try:
+            session.open()
+            while True:
+                call = self._next()
+                if not self._exhausted and len(self._out) < self._ahead:
+                    self._pull(items, session.bell.ring)
+                elif call is None and not self._out:
+                    return
+                elif call is None:
+                    self._await_one(session)
+                if call is not None:
+                    yield self._hand_out(call)
+                    session.tick()
+        finally:
+            session.close(self._drop)
 
     def _begin(self) -> None:
         if self._begun:

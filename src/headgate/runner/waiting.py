@@ -52,8 +52,8 @@ class Waiting:
         """Back to the place that it had."""
         entry = (-call._priority, call.number, call)
         call.entry = entry
-        heappush(self._heap, entry)
         self.size += 1
+        heappush(self._heap, entry)  # last: only after a call may a Ctrl-C strike
 
     def peek(self) -> Call[Any] | None:
         """The next one; None if there is none."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Lock
 
 from headgate.core import decide
-from headgate.core.model import Costs, Decision, Now, Report
+from headgate.core.model import Costs, Decision, Now, Report, new
 from headgate.core.plan import Plan
 
 
@@ -17,15 +18,16 @@ def _elapsed_clock() -> Callable[[], int]:
     clock = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
     if clock is None:
         return time.monotonic_ns
-    return lambda: time.clock_gettime_ns(clock)
+    return partial(time.clock_gettime_ns, clock)
 
 
 _elapsed_ns = _elapsed_clock()
+_wall_ns = time.time_ns
 
 
 def process_clock() -> Now:
     """The clocks of this machine."""
-    return Now(_elapsed_ns() // 1000, time.time_ns() // 1000)
+    return new(Now, (_elapsed_ns() // 1000, _wall_ns() // 1000))
 
 
 class MemoryStore:

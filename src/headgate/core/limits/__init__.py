@@ -7,8 +7,9 @@ the instant; none reads a clock. All rules answer the same questions:
 * ``advance(state, at, alive)``: let time pass up to steady instant ``at``. The others may then rely on it.
 * ``admits(state, cost)``: does it fit now?
 * ``opens_at(state, cost, at, alive)``: earliest instant, from ``at`` on, at which it would.
+* ``firm(state, cost, opens)``: does that stay so if calls are answered as they were reserved?
 * ``take(state, cost, at)``: charge it; returns the marks that the settlement needs.
-* ``settle(state, cost, marks, settled, at)``: the answer came.
+* ``settle(state, cost, marks, outcome, charge, at)``: the answer came, or none will.
 * ``read(state, cost, marks, reading, granted_at, at)``: what the answer said of this limit.
 * ``refused(state, cost, at, ...)``: the server refused a call that this rule had let through.
 """

@@ -6,10 +6,10 @@ proves the charge, or until ``D`` of alive time has passed, its cost is a *hold*
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from headgate.core.clock import Alive, steady_of_alive
-from headgate.core.model import MINUTE, NEVER, Limit, Now, Reading
+from headgate.core.model import MINUTE, NEVER, Limit, Now, Outcome, Reading
 
 State: TypeAlias = list[int]
 Marks: TypeAlias = tuple[int, ...]
@@ -19,16 +19,6 @@ SLOTS = 32
 
 PACED_START_US = 5 * MINUTE
 """A window of which nothing is known is paced through its first period; a longer one is believed empty."""
-
-
-class Settled(NamedTuple):
-    """One rule's share of a settlement.
-
-    ``outcome`` as in :class:`~headgate.core.model.Signal`; ``charge`` is what the rule has to book.
-    """
-
-    outcome: Literal["answered", "lost", "unsent"]
-    charge: int
 
 
 class Rule(Protocol):
@@ -48,10 +38,15 @@ class Rule(Protocol):
     def advance(self, state: State, at: int, alive_at: int, wall_us: int) -> None: ...
     def admits(self, state: State, cost: int) -> bool: ...
     def opens_at(self, state: State, cost: int, at: int, alive: Alive) -> int: ...
+    def firm(self, state: State, cost: int, opens: int) -> bool:
+        """Whether ``opens``, just told by ``opens_at``, stays though calls are answered as reserved."""
+
     def take(self, state: State, cost: int, at: int, alive_at: int) -> Marks: ...
     def settle(
-        self, state: State, cost: int, marks: Marks, settled: Settled, at: int, alive_at: int
-    ) -> None: ...
+        self, state: State, cost: int, marks: Marks, outcome: Outcome, charge: int, at: int, alive_at: int
+    ) -> None:
+        """``outcome`` as in :class:`~headgate.core.model.Signal`; ``charge`` is what the rule has to book."""
+
     def read(
         self, state: State, cost: int, marks: Marks, reading: Reading, granted_at: int, at: int
     ) -> None: ...
@@ -67,6 +62,18 @@ class Rule(Protocol):
 
     def used(self, state: State) -> int:
         """Units that stand against the limit now, for people to look at."""
+
+
+class Edgeless:
+    """The answers of a rule without windows on a clock."""
+
+    __slots__ = ()
+
+    def leapt(self, state: State, passed_us: int) -> None:
+        """Time that may not have passed refills nothing."""
+
+    def edge_after(self, state: State, at: int) -> int:
+        return at
 
 
 class Holds:
@@ -159,12 +166,16 @@ class Holds:
         """All holds by the instant at which they lapse if no answer comes: [(instant, cost)], in order."""
         base = self.base
         found = []
-        if state[base + 2]:
+        left = state[base + 2]
+        if left:
             first = state[base + 1]
             for slot in range(first, first + self.size):
                 cost = state[base + 3 + slot % self.size]
                 if cost:
                     found.append((steady_of_alive(alive, self.lapse_instant(slot, 0)), cost))
+                    left -= cost
+                    if not left:
+                        break
         pinned = state[base] - state[base + 2]
         if pinned:
             found.append((NEVER, pinned))
@@ -177,14 +188,60 @@ class Holds:
             self._let_lapse(state, pinned, alive_at)
 
 
-_TURN = 1 << 50
+TURN = 1 << 50
+"""Counters are kept below it by starting again."""
 
 
 def since(now: int, then: int) -> int:
-    """How far a counter has come; counters are kept below 2^50 by starting again."""
-    return (now - then) % _TURN
+    """How far a counter has come."""
+    return (now - then) % TURN
 
 
-def counted(counter: int, units: int) -> int:
-    """A counter further by ``units``."""
-    return (counter + units) % _TURN
+class Calls(Holds):
+    """Holds, and the counts that tell which calls the server may have decided after another one.
+
+    The rule keeps in its state the units granted so far, the units answered so far, and the instant by which
+    the calls without an answer have lapsed.
+    """
+
+    __slots__ = ("answered", "given", "late", "lost")
+
+    def __init__(
+        self, limit: Limit, transit_us: int, base: int, *, given: int, answered: int, lost: int
+    ) -> None:
+        """Args:
+        limit: tells what ends a hold.
+        transit_us, base: as for :class:`Holds`.
+        given, answered, lost: indexes of the three in the rule's state.
+        """
+        super().__init__(transit_us, base, lapses=not limit.held_to_answer)
+        self.given = given
+        self.answered = answered
+        self.lost = lost
+        self.late = limit.when == "completion"
+
+    def end(
+        self, state: State, cost: int, slot: int, outcome: Outcome, charge: int, at: int, alive_at: int
+    ) -> bool | None:
+        """A call has been answered, or will not be.
+
+        Returns whether its hold is taken away by that (False if it had lapsed before); None if it stays
+        until it lapses, since the call may still arrive.
+        """
+        answered = self.answered
+        state[answered] = (state[answered] + (charge if charge > cost else cost)) % TURN
+        if charge > cost:
+            state[self.given] = (state[self.given] + charge - cost) % TURN
+        if outcome == "lost":
+            state[self.lost] = at + 2 * self.transit_us
+            self.lose(state, cost, slot, alive_at)
+            return None
+        return self.lift(state, cost, slot)
+
+    def overlapping(self, state: State, cost: int, answered_before: int) -> int:
+        """Units of the calls that may have been decided after this one, and so are not in what its answer
+        says; among them its own where they are charged with the end of the answer.
+
+        ``answered_before`` is the count of answered units at its grant.
+        """
+        return since(state[self.given], answered_before) - (0 if self.late else cost)

@@ -9,11 +9,11 @@ that we gave up on still occupies the server, so whoever settles must wait for i
 from __future__ import annotations
 
 from headgate.core.clock import Alive
-from headgate.core.limits.base import Marks, Settled, State
-from headgate.core.model import NEVER, Limit, Now, Reading
+from headgate.core.limits.base import Edgeless, Marks, State
+from headgate.core.model import NEVER, Limit, Now, Outcome, Reading
 
 
-class Concurrency:
+class Concurrency(Edgeless):
     """At most ``amount`` at once."""
 
     __slots__ = ("largest", "limit", "transit_us")
@@ -35,27 +35,26 @@ class Concurrency:
     def opens_at(self, state: State, cost: int, at: int, alive: Alive) -> int:
         return at if self.admits(state, cost) else NEVER
 
+    def firm(self, state: State, cost: int, opens: int) -> bool:
+        return False
+
     def take(self, state: State, cost: int, at: int, alive_at: int) -> Marks:
         state[0] += cost
         return ()
 
-    def settle(self, state: State, cost: int, marks: Marks, settled: Settled, at: int, alive_at: int) -> None:
+    def settle(
+        self, state: State, cost: int, marks: Marks, outcome: Outcome, charge: int, at: int, alive_at: int
+    ) -> None:
         state[0] = max(state[0] - cost, 0)
 
     def read(self, state: State, cost: int, marks: Marks, reading: Reading, granted_at: int, at: int) -> None:
         """What a server says of its slots is old when it arrives."""
 
     def refused(self, state: State, cost: int, marks: Marks, at: int, alive_at: int) -> None:
-        self.settle(state, cost, marks, Settled("answered", cost), at, alive_at)
+        self.settle(state, cost, marks, "answered", cost, at, alive_at)
 
     def orphan(self, state: State, alive_at: int) -> None:
         state[0] = 0
-
-    def leapt(self, state: State, passed_us: int) -> None:
-        """Time that may not have passed refills nothing."""
-
-    def edge_after(self, state: State, at: int) -> int:
-        return at
 
     def used(self, state: State) -> int:
         return state[0]

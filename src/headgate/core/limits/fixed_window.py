@@ -23,8 +23,8 @@ from __future__ import annotations
 
 from headgate.core import calendar
 from headgate.core.clock import Alive
-from headgate.core.limits.base import PACED_START_US, Holds, Marks, Settled, State, counted, since
-from headgate.core.model import NEVER, SECOND, Limit, Now, Reading
+from headgate.core.limits.base import PACED_START_US, TURN, Calls, Marks, State
+from headgate.core.model import NEVER, SECOND, Limit, Now, Outcome, Reading
 from headgate.core.scale import Scale
 
 (
@@ -59,7 +59,7 @@ CALENDAR_ERROR_US = SECOND
 class FixedWindow:
     """At most ``amount`` between one edge and the next."""
 
-    __slots__ = ("amount", "error_us", "holds", "largest", "limit", "scale", "transit_us")
+    __slots__ = ("amount", "calls", "error_us", "largest", "limit", "scale", "transit_us")
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
@@ -68,7 +68,7 @@ class FixedWindow:
         default = CALENDAR_ERROR_US if limit.calendar else min(CLOCK_ERROR_US, limit.period_us // 20)
         self.error_us = default if limit.clock_error_us is None else limit.clock_error_us
         self.transit_us = limit.max_transit_us or max(1, min(SECOND, limit.period_us // 4))
-        self.holds = Holds(self.transit_us, HOLDS, lapses=not limit.held_to_answer)
+        self.calls = Calls(limit, self.transit_us, HOLDS, given=GIVEN, answered=ANSWERED, lost=LOST)
 
     def fresh(self, now: Now, at: int) -> State:
         offset = now.wall_us - at
@@ -83,7 +83,7 @@ class FixedWindow:
         return [
             begin, end, at, used, 0, offset, at if paced else -1, int(start == "auto"), 0, 0, 0,
             begin + offset, 0, offset,
-            *self.holds.fresh(),
+            *self.calls.fresh(),
         ]  # fmt: skip
 
     def _window(self, at: int, offset: int) -> tuple[int, int]:
@@ -150,7 +150,7 @@ class FixedWindow:
 
     def _lapse(self, state: State, at: int, alive_at: int, edge: int) -> None:
         while state[HOLDS]:
-            lapse = self.holds.next_lapse(state, at, alive_at)
+            lapse = self.calls.next_lapse(state, at, alive_at)
             if lapse is None:
                 return
             if lapse[0] >= edge - self._guard(state) and not state[PASSED]:
@@ -182,7 +182,7 @@ class FixedWindow:
             if state[PASSED] or by_wall != state[END]:
                 edges = {0: max(state[END], by_wall), BY_ELAPSED: by_wall, BY_WALL: state[END]}
                 return max(at, edges[state[PASSED]] + self._guard(state))
-        to_come = self.holds.lapses_to_come(state, alive)
+        to_come = self.calls.lapses_to_come(state, alive)
         edge, late = state[END], state[LATE]
         if at >= edge:
             edge = self._window(at, state[OFFSET])[0]
@@ -195,25 +195,26 @@ class FixedWindow:
                 return NEVER
             edge, late = self._window(edge, state[OFFSET])[1], 0
 
+    def firm(self, state: State, cost: int, opens: int) -> bool:
+        if state[PASSED] or self._in_doubt(state):
+            return False
+        return opens < state[END] and state[USED] + cost <= self.amount  # it is only paced
+
     def take(self, state: State, cost: int, at: int, alive_at: int) -> Marks:
         state[PROBE] = 0
-        state[GIVEN] = counted(state[GIVEN], cost)
+        state[GIVEN] = (state[GIVEN] + cost) % TURN
         state[USED] += cost
         if state[PASSED]:
             state[LATE] += cost
-        return self.holds.put(state, cost, alive_at), state[ANSWERED], state[START]
+        return self.calls.put(state, cost, alive_at), state[ANSWERED], state[START]
 
-    def settle(self, state: State, cost: int, marks: Marks, settled: Settled, at: int, alive_at: int) -> None:
+    def settle(
+        self, state: State, cost: int, marks: Marks, outcome: Outcome, charge: int, at: int, alive_at: int
+    ) -> None:
         slot, _, window = marks
-        outcome, charge = settled
-        state[ANSWERED] = counted(state[ANSWERED], max(cost, charge))
-        if charge > cost:
-            state[GIVEN] = counted(state[GIVEN], charge - cost)
-        if outcome == "lost":
-            state[LOST] = at + 2 * self.transit_us  # it may still arrive: the hold stays until it lapses
-            self.holds.lose(state, cost, slot, alive_at)
+        lifted = self.calls.end(state, cost, slot, outcome, charge, at, alive_at)
+        if lifted is None:
             return
-        lifted = self.holds.lift(state, cost, slot)
         if lifted or window == state[START] or charge > cost:
             state[USED] += charge - cost  # it stands in this window's count
         if state[PASSED]:
@@ -230,19 +231,17 @@ class FixedWindow:
         if at < state[END] - self._guard(state):
             state[USED] = max(state[USED], stood)
             if granted_at >= state[LOST]:
-                # What it says may not hold its own charge yet where that comes with the end of the answer.
-                own = 0 if self.limit.when == "completion" else cost
-                state[USED] = min(state[USED], stood + since(state[GIVEN], marks[1]) - own)
+                state[USED] = min(state[USED], stood + self.calls.overlapping(state, cost, marks[1]))
                 state[PACED_FROM] = -1
 
     def refused(self, state: State, cost: int, marks: Marks, at: int, alive_at: int) -> None:
         """This window is used up."""
-        self.settle(state, cost, marks, Settled("answered", cost), at, alive_at)
+        self.settle(state, cost, marks, "answered", cost, at, alive_at)
         state[USED] = max(state[USED], self.amount)
         state[PACED_FROM] = -1
 
     def orphan(self, state: State, alive_at: int) -> None:
-        self.holds.orphan(state, alive_at)
+        self.calls.orphan(state, alive_at)
 
     def leapt(self, state: State, passed_us: int) -> None:
         """By the elapsed clock the edges come that much earlier in steady time."""

@@ -17,8 +17,8 @@ one probe whose answer may tell what is left. Windows above five minutes are bel
 from __future__ import annotations
 
 from headgate.core.clock import Alive
-from headgate.core.limits.base import PACED_START_US, Holds, Marks, Settled, State, counted, since
-from headgate.core.model import NEVER, SECOND, Limit, Now, Reading
+from headgate.core.limits.base import PACED_START_US, TURN, Calls, Edgeless, Marks, State, since
+from headgate.core.model import NEVER, SECOND, Limit, Now, Outcome, Reading
 from headgate.core.scale import stretched
 
 SLOTS = 256
@@ -33,10 +33,10 @@ GHOST = LOG + RING
 HOLDS = GHOST + RING
 
 
-class SlidingWindow:
+class SlidingWindow(Edgeless):
     """At most ``amount`` in any ``period``."""
 
-    __slots__ = ("amount", "holds", "largest", "limit", "period_us", "slot_us", "transit_us")
+    __slots__ = ("amount", "calls", "largest", "limit", "period_us", "slot_us", "transit_us")
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
@@ -44,12 +44,12 @@ class SlidingWindow:
         self.period_us = stretched(limit.period_us)
         self.slot_us = -(-self.period_us // SLOTS)
         self.transit_us = limit.max_transit_us or max(1, min(SECOND, limit.period_us // 10))
-        self.holds = Holds(self.transit_us, HOLDS, lapses=not limit.held_to_answer)
+        self.calls = Calls(limit, self.transit_us, HOLDS, given=GIVEN, answered=ANSWERED, lost=LOST)
 
     def fresh(self, now: Now, at: int) -> State:
         start = self.limit.start
         state = [self._tail(at), 0, 0, int(start == "auto"), 0, 0, 0, 0]
-        state += [0] * (2 * RING) + self.holds.fresh()
+        state += [0] * (2 * RING) + self.calls.fresh()
         if start == "auto" and self.period_us <= PACED_START_US:
             self._pace(state, self.amount, at)
         elif start == "empty":
@@ -75,7 +75,7 @@ class SlidingWindow:
             state[ring + slot % RING] += units
             state[total] += units
         else:
-            state[LEFT] = counted(state[LEFT], units)
+            state[LEFT] = (state[LEFT] + units) % TURN
 
     def _pace(self, state: State, units: int, at: int) -> None:
         """Ghosts that age out evenly over the coming period."""
@@ -88,8 +88,8 @@ class SlidingWindow:
         state[GHOSTS] += units
 
     def advance(self, state: State, at: int, alive_at: int, wall_us: int) -> None:
-        if state[HOLDS] and self.holds.due(state, alive_at):
-            while lapse := self.holds.next_lapse(state, at, alive_at):
+        if state[HOLDS] and self.calls.due(state, alive_at):
+            while lapse := self.calls.next_lapse(state, at, alive_at):
                 self._roll(state, lapse[0])
                 self._add(state, LOG, LOGGED, lapse[1], lapse[0])
         self._roll(state, at)
@@ -110,7 +110,7 @@ class SlidingWindow:
             state[LOG + index] = state[GHOST + index] = 0
             state[LOGGED] -= logged
             state[GHOSTS] -= ghosts
-            state[LEFT] = counted(state[LEFT], logged + ghosts)
+            state[LEFT] = (state[LEFT] + logged + ghosts) % TURN
 
     def admits(self, state: State, cost: int) -> bool:
         if state[PROBE] and not state[HOLDS]:
@@ -125,34 +125,35 @@ class SlidingWindow:
             over -= state[LOG + slot % RING] + state[GHOST + slot % RING]
             if over <= 0:
                 return max(at, self._leaves_at(slot))
-        for lapse, units in self.holds.lapses_to_come(state, alive):
+        for lapse, units in self.calls.lapses_to_come(state, alive):
             over -= units
             if over <= 0:
                 return NEVER if lapse == NEVER else max(at, self._leaves_at(self._slot(lapse)))
         raise AssertionError("a cost above the amount is refused before it comes here")
 
+    def firm(self, state: State, cost: int, opens: int) -> bool:
+        return state[HOLDS] + cost <= self.amount  # enough is in the log already, and ages out by then
+
     def take(self, state: State, cost: int, at: int, alive_at: int) -> Marks:
         state[PROBE] = 0
-        state[GIVEN] = counted(state[GIVEN], cost)
-        return self.holds.put(state, cost, alive_at), state[ANSWERED], state[LEFT], at - alive_at
+        state[GIVEN] = (state[GIVEN] + cost) % TURN
+        return self.calls.put(state, cost, alive_at), state[ANSWERED], state[LEFT], at - alive_at
 
-    def settle(self, state: State, cost: int, marks: Marks, settled: Settled, at: int, alive_at: int) -> None:
+    def settle(
+        self, state: State, cost: int, marks: Marks, outcome: Outcome, charge: int, at: int, alive_at: int
+    ) -> None:
         slot, _, _, frozen = marks
-        outcome, charge = settled
-        state[ANSWERED] = counted(state[ANSWERED], max(cost, charge))
-        if charge > cost:
-            state[GIVEN] = counted(state[GIVEN], charge - cost)
-        if outcome == "lost":
-            state[LOST] = at + 2 * self.transit_us  # it may still arrive: the hold stays until it lapses
-            self.holds.lose(state, cost, slot, alive_at)
-        elif self.holds.lift(state, cost, slot):
+        held = self.calls.end(state, cost, slot, outcome, charge, at, alive_at)
+        if held is None:
+            return
+        if held:
             self._add(state, LOG, LOGGED, charge, at)
         elif charge > cost:
             self._add(state, LOG, LOGGED, charge - cost, at)
         elif charge < cost and slot >= 0 and frozen == at - alive_at:
             # It lapsed into the log before the answer came; we know into which slot only if the alive
             # clock has run all the while.
-            logged = self._slot(self.holds.lapse_instant(slot, frozen))
+            logged = self._slot(self.calls.lapse_instant(slot, frozen))
             if logged >= state[TAIL]:
                 back = min(cost - charge, state[LOG + logged % RING])
                 state[LOG + logged % RING] -= back
@@ -172,9 +173,7 @@ class SlidingWindow:
         if others > 0:
             self._add(state, GHOST, GHOSTS, others, at)
         elif state[GHOSTS] and granted_at >= state[LOST]:
-            # What it says may not hold its own charge yet where that comes with the end of the answer.
-            own = 0 if self.limit.when == "completion" else cost
-            most = stood + since(state[GIVEN], marks[1]) - own
+            most = stood + self.calls.overlapping(state, cost, marks[1])
             ghosts = max(most - state[LOGGED] - state[HOLDS], 0)
             if ghosts < state[GHOSTS]:
                 state[GHOST : GHOST + RING] = [0] * RING
@@ -183,14 +182,11 @@ class SlidingWindow:
 
     def refused(self, state: State, cost: int, marks: Marks, at: int, alive_at: int) -> None:
         """The window is full of somebody's calls; nobody says when they leave, so pace through it."""
-        self.settle(state, cost, marks, Settled("answered", cost), at, alive_at)
+        self.settle(state, cost, marks, "answered", cost, at, alive_at)
         self._pace(state, max(self.amount - self.used(state), 0), at)
 
     def orphan(self, state: State, alive_at: int) -> None:
-        self.holds.orphan(state, alive_at)
-
-    def leapt(self, state: State, passed_us: int) -> None:
-        """Time that may not have passed refills nothing."""
+        self.calls.orphan(state, alive_at)
 
     def edge_after(self, state: State, at: int) -> int:
         return at + self.period_us

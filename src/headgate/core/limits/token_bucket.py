@@ -22,8 +22,8 @@ from __future__ import annotations
 import math
 
 from headgate.core.clock import Alive
-from headgate.core.limits.base import Holds, Marks, Settled, State, counted, since
-from headgate.core.model import SECOND, Limit, Now, Reading
+from headgate.core.limits.base import TURN, Calls, Edgeless, Marks, State, since
+from headgate.core.model import SECOND, Limit, Now, Outcome, Reading
 from headgate.core.scale import FULL_BITS, Scale, stretched
 
 LEVEL, AT, PROBE, LIFT, GIVEN, ANSWERED, DEBITED, LOST, HOLDS = range(9)
@@ -35,10 +35,10 @@ which the calls without an answer have lapsed."""
 _DEEPEST = -(1 << FULL_BITS + 8)
 
 
-class TokenBucket:
+class TokenBucket(Edgeless):
     """At ``amount`` per period, up to ``burst`` at once."""
 
-    __slots__ = ("burst", "full", "holds", "largest", "limit", "most", "shift", "transit_us", "unit")
+    __slots__ = ("burst", "calls", "full", "largest", "limit", "most", "shift", "transit_us", "unit")
 
     def __init__(self, limit: Limit) -> None:
         if limit.burst is None:
@@ -57,7 +57,7 @@ class TokenBucket:
             1, min(SECOND, (self.full >> self.shift) // 2, period_us // 20 if rate == 1 else SECOND)
         )
         self.transit_us = limit.max_transit_us or default
-        self.holds = Holds(self.transit_us, HOLDS, lapses=not limit.held_to_answer)
+        self.calls = Calls(limit, self.transit_us, HOLDS, given=GIVEN, answered=ANSWERED, lost=LOST)
 
     def fresh(self, now: Now, at: int) -> State:
         start = self.limit.start
@@ -66,11 +66,11 @@ class TokenBucket:
             level = self.full
         elif isinstance(start, int):
             level = max(self.burst - start, 0) * self.unit
-        return [level, at, int(start == "auto"), 0, 0, 0, 0, 0, *self.holds.fresh()]
+        return [level, at, int(start == "auto"), 0, 0, 0, 0, 0, *self.calls.fresh()]
 
     def advance(self, state: State, at: int, alive_at: int, wall_us: int) -> None:
-        if state[HOLDS] and self.holds.due(state, alive_at):
-            while lapse := self.holds.next_lapse(state, at, alive_at):
+        if state[HOLDS] and self.calls.due(state, alive_at):
+            while lapse := self.calls.next_lapse(state, at, alive_at):
                 self._refill(state, lapse[0])
                 self._charge(state, lapse[1])
         self._refill(state, at)
@@ -88,13 +88,12 @@ class TokenBucket:
 
     def _charge(self, state: State, units: int) -> None:
         """The server has charged: a silence begins anew."""
-        if state[LIFT]:
-            state[LEVEL] = min(state[LEVEL], self.full)
-        self._debit(state, units)
-
-    def _debit(self, state: State, units: int) -> None:
-        state[LEVEL] = max(state[LEVEL] - min(units, self.most) * self.unit, _DEEPEST)
-        state[DEBITED] = counted(state[DEBITED], units)
+        level = state[LEVEL]
+        if state[LIFT] and level > self.full:
+            level = self.full
+        level -= (units if units < self.most else self.most) * self.unit
+        state[LEVEL] = level if level > _DEEPEST else _DEEPEST
+        state[DEBITED] = (state[DEBITED] + units) % TURN
 
     def admits(self, state: State, cost: int) -> bool:
         if state[PROBE] and not state[HOLDS]:
@@ -117,7 +116,9 @@ class TokenBucket:
             # Let it gather above the burst while nobody else is sent; the excess is owed after it.
             full = state[LIFT] = want = self.gather(cost) * unit
         level, clock, held = state[LEVEL], state[AT], state[HOLDS] * unit
-        for lapse, units in [*self.holds.lapses_to_come(state, alive), (-1, 0)]:
+        if want + held <= full == self.full:  # what lapses until then only moves from the holds to the level
+            return max(at, clock + max(-(level - want - held >> shift), 0))
+        for lapse, units in [*self.calls.lapses_to_come(state, alive), (-1, 0)]:
             if want + held <= full:
                 ready = clock + max(-(level - want - held >> shift), 0)
                 if lapse < 0 or ready <= lapse:
@@ -128,6 +129,10 @@ class TokenBucket:
             clock = lapse
         raise AssertionError("a cost above the largest is refused before it comes here")
 
+    def firm(self, state: State, cost: int, opens: int) -> bool:
+        # Holds only bind where the bucket is not deep enough to gather beside them.
+        return (cost + state[HOLDS]) * self.unit <= self.full
+
     def gather(self, cost: int) -> int:
         """Units that have to gather before a call that costs more than the burst."""
         return cost
@@ -136,21 +141,19 @@ class TokenBucket:
         state[PROBE] = 0
         if cost > self.burst:
             state[LEVEL] = min(state[LEVEL], cost * self.unit)
-            self._debit(state, cost - self.burst)
             state[LIFT] = 0
-        state[GIVEN] = counted(state[GIVEN], cost)
-        return self.holds.put(state, cost, alive_at), state[ANSWERED], state[DEBITED]
+            self._charge(state, cost - self.burst)
+        state[GIVEN] = (state[GIVEN] + cost) % TURN
+        return self.calls.put(state, cost, alive_at), state[ANSWERED], state[DEBITED]
 
-    def settle(self, state: State, cost: int, marks: Marks, settled: Settled, at: int, alive_at: int) -> None:
+    def settle(
+        self, state: State, cost: int, marks: Marks, outcome: Outcome, charge: int, at: int, alive_at: int
+    ) -> None:
         slot, _, debited = marks
-        outcome, charge = settled
-        state[ANSWERED] = counted(state[ANSWERED], max(cost, charge))
-        if charge > cost:
-            state[GIVEN] = counted(state[GIVEN], charge - cost)
-        if outcome == "lost":
-            state[LOST] = at + 2 * self.transit_us  # it may still arrive: the hold stays until it lapses
-            self.holds.lose(state, cost, slot, alive_at)
-        elif self.holds.lift(state, cost, slot):
+        held = self.calls.end(state, cost, slot, outcome, charge, at, alive_at)
+        if held is None:
+            return
+        if held:
             if charge:
                 self._charge(state, charge)
         elif charge > cost:
@@ -176,25 +179,17 @@ class TokenBucket:
         refilled = min(at - granted_at, self.full >> shift) << shift
         state[LEVEL] = min(state[LEVEL], (left + 1) * unit + refilled + held)
         if reading.limit is not None and reading.limit == self.limit.burst and granted_at >= state[LOST]:
-            # What it says may not hold its own charge yet where that comes with the end of the answer.
-            own = 0 if self.limit.when == "completion" else cost
-            overlapping = min(since(state[GIVEN], marks[1]) - own, 2 * self.burst)
+            overlapping = min(self.calls.overlapping(state, cost, marks[1]), 2 * self.burst)
             state[LEVEL] = max(state[LEVEL], min((left - overlapping) * unit + held, self.full))
 
     def refused(self, state: State, cost: int, marks: Marks, at: int, alive_at: int) -> None:
         """Start again from nothing, less the refused cost: some servers charge it."""
-        self.settle(state, cost, marks, Settled("unsent", 0), at, alive_at)
+        self.settle(state, cost, marks, "unsent", 0, at, alive_at)
         state[LEVEL] = min(state[LEVEL], 0)
-        self._debit(state, cost)
+        self._charge(state, cost)
 
     def orphan(self, state: State, alive_at: int) -> None:
-        self.holds.orphan(state, alive_at)
-
-    def leapt(self, state: State, passed_us: int) -> None:
-        """Time that may not have passed refills nothing."""
-
-    def edge_after(self, state: State, at: int) -> int:
-        return at
+        self.calls.orphan(state, alive_at)
 
     def used(self, state: State) -> int:
         return max(self.burst - state[LEVEL] // self.unit + state[HOLDS], 0)
