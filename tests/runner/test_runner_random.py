@@ -457,7 +457,10 @@ class Meddler:
             results = await runner.run_async()
             self.world.look()
             if results.complete:
-                return
+                await asyncio.sleep(20)  # the stubborn ones may schedule something yet
+                if not runner.size + runner.pending:
+                    return
+                continue
             assert results.stopped is not None, "it ended before its work, and says not why"
         raise AssertionError(f"it never comes to an end: {results!r}")
 

@@ -398,6 +398,16 @@ class Board:
         self.wake()
 
     def _conclude(self, attempt: Attempt, outcome: Outcome, now: Now) -> None:
+        """The call goes on, or ends; whatever goes wrong here, it does not stay between the two."""
+        call = attempt.call
+        try:
+            self._decide(attempt, outcome, now)
+        except Exception as error:
+            log.exception("call %s could not be carried on", call.id)
+            if call.state is RUNNING:
+                self._fail(call, outcome.error or error, now)
+
+    def _decide(self, attempt: Attempt, outcome: Outcome, now: Now) -> None:
         call, figures = attempt.call, self.figures
         call.elapsed_us = now.elapsed_us - attempt.sent_us
         if outcome.kind is ErrorClass.OK:
@@ -457,7 +467,7 @@ class Board:
         if sent_us >= self._quiet_until_us:  # else it went before the server asked for quiet
             self._strikes += 1
         if retry_after_us is None:
-            retry_after_us = min(FIRST_QUIET_US << min(self._strikes - 1, 10), LONGEST_QUIET_US)
+            retry_after_us = min(FIRST_QUIET_US << min(max(self._strikes - 1, 0), 10), LONGEST_QUIET_US)
         self._quiet_until_us = max(self._quiet_until_us, now_us + retry_after_us)
 
     def _react(self, outcome: Outcome) -> None:
