@@ -111,6 +111,12 @@ def schedule(runner: Runner[..., Any], *names: object) -> list[Call[Any]]:
     return [runner.schedule(name) for name in names]
 
 
+async def turns() -> None:
+    """Let those who were told to stop do so, in the next turns of the loop."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 def timers() -> list[asyncio.TimerHandle]:
     """What is still set to ring in this loop."""
     scheduled: list[asyncio.TimerHandle] = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
@@ -894,7 +900,8 @@ class TestCancelling:
                 call.cancel(Reason())
                 with pytest.raises(Reason):
                     await call
-            assert runner.pending == 0
+                await turns()
+                assert runner.pending == 0
             assert call.exceptions == []
 
         fake_clock.run(main())
@@ -1424,8 +1431,7 @@ class TestLimited:
                 await asyncio.sleep(1)
                 assert limited(runner)
                 call.cancel()
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
+                await turns()
                 assert not limited(runner)
 
         fake_clock.run(main())
@@ -1542,8 +1548,7 @@ class TestTimers:
             async with runner_on(fake_clock, Work(fake_clock, 0.1), *limits, **options) as runner:
                 schedule(runner, 0, 1, 2)
                 await runner.wait_idle_async()
-                for _ in range(3):  # those who were told to stop do so in the next turns
-                    await asyncio.sleep(0)
+                await turns()
                 assert timers() == []
 
         fake_clock.run(main())
@@ -1564,8 +1569,7 @@ class TestTimers:
                     if when != "starting":
                         call.cancel()
                 await runner.wait_idle_async()
-                for _ in range(3):
-                    await asyncio.sleep(0)
+                await turns()
                 assert timers() == []
 
         fake_clock.run(main())

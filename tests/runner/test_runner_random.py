@@ -103,6 +103,7 @@ class World:
     wrong: list[str] = field(default_factory=list)
     inside: int = 0
     cuts: bool = False
+    in_order: bool = True
     interval: Interval | None = None
 
     def __post_init__(self) -> None:
@@ -232,7 +233,7 @@ class World:
             self.at_large.append(event.kind)
             return
         self.events[call].append(event.kind)
-        if event.kind == "started":
+        if event.kind == "started" and self.in_order:
             head = self.runner._board.waiting.peek()
             rank = (-call.priority, call.number)
             self.check(head is None or (-head.priority, head.number) > rank, f"{call} overtook {head}")
@@ -436,6 +437,27 @@ class Meddler:
             self.raise_cap,
             self.wait_for_many,
         ]
+        self.nested_acts = [
+            *[self.schedule] * 3,
+            self.cancel,
+            self.clear,
+            self.pause,
+            self.runner.resume,
+            self.move,
+            self.resize,
+            self.runner.stop,
+        ]
+        self.is_over = False
+        if self.choose.random() < 0.3:
+            world.in_order = False
+            self.runner.subscribe(self.listen)
+            if self.choose.random() < 0.5:
+                world.limiter.subscribe(self.listen)
+
+    def listen(self, _: object) -> None:
+        """Meddles from within, in the middle of what the runner does."""
+        if not self.is_over and self.choose.random() < 0.05:
+            self.choose.choice(self.nested_acts)()
 
     async def main(self, world: World) -> None:
         for _ in range(self.choose.randint(5, 60)):
@@ -447,6 +469,7 @@ class Meddler:
 
     async def finish(self) -> None:
         runner = self.runner
+        self.is_over = True
         runner.resume()
         runner.spend_cap = None
         for task in self.tasks:
@@ -717,6 +740,43 @@ def test_between_any_two_turns_it_can_be_disturbed_and_loses_nothing(limits: str
     while disturb(LIMITS[limits], turn, act):
         turn += 1
     assert turn > 15
+
+
+def take_down(limits: tuple[str, ...], turn: int) -> bool:
+    """Run a small program on a loop that ends between two turns, and go on on another one."""
+    world = small_world(limits)
+    world.cuts = True
+    reached: list[int] = []
+
+    async def first() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        for key in PLANS:
+            world.runner.schedule(key)
+        end = loop.create_future()
+        loop.at_turn(loop.turns + turn, lambda: end.done() or end.set_result(None))
+        task = asyncio.create_task(world.runner.run_async())
+        await asyncio.wait([task, end], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            reached.append(turn)
+
+    async def second(world: World) -> None:
+        world.look()
+        while not all(call.done() for call in world.events):
+            await world.runner.run_async()
+            world.look()
+
+    world.clock.run(first())
+    run(world, second)
+    return bool(reached)
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_a_loop_that_ends_between_any_two_turns_loses_nothing(limits: str) -> None:
+    turn = 1
+    while take_down(LIMITS[limits], turn):
+        turn += 1
+    assert turn > 5
 
 
 # Processes that end in the middle

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any
 
 from hypothesis import given, settings
@@ -19,22 +18,15 @@ examples = settings(max_examples=int(DEEP or 200), derandomize=DEEP is None, dea
 
 
 class Nobody:
-    """An owner of calls that does nothing for them."""
-
-    lock = threading.RLock()
-
-    def cancel(self, call: Call[Any], reason: BaseException | None) -> bool:
-        return False
+    """An owner of calls that is not to be asked: the line itself decides where a call stands."""
 
     def set_priority(self, call: Call[Any], priority: float) -> None:
-        raise AssertionError("the line itself decides where a call stands")
-
-    def get_going(self) -> None:
-        raise AssertionError("nobody waits for a result")
+        raise AssertionError("asked for a place")
 
 
 def call_of(priority: float = 0) -> Call[Any]:
-    call: Call[Any] = Call(Nobody(), (), {})
+    nobody: Any = Nobody()
+    call: Call[Any] = Call(nobody, (), {})
     call._priority = priority
     return call
 

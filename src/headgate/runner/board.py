@@ -87,6 +87,7 @@ class Board:
         self.wake: Callable[[], None] = _nothing
         self.halt: Callable[[Attempt], None] = _ignore
         self.on_start: Callable[[Call[Any]], None] | None = None
+        self.on_close: Callable[[Call[Any]], None] | None = None
         self._now = limiter.store.now
         self._spacing = spacing
         self._ramp = ramp
@@ -142,7 +143,9 @@ class Board:
                 self._close(call)
             else:
                 call.shares = True
-                twin.twins = [*(twin.twins or ()), call]
+                if twin.twins is None:
+                    twin.twins = []
+                twin.twins.append(call)
         self.tell()
         self.wake()
 
@@ -498,6 +501,8 @@ class Board:
         if self._listeners:
             self._fact("failed" if call.error is not None else "completed", call, call.attempts, call.error)
         self._callbacks += call.take_callbacks()
+        if self.on_close is not None:
+            self.on_close(call)
         twins, call.twins = call.twins or (), None
         for twin in twins:
             twin.value, twin.error, twin.shares = call.value, call.error, False
@@ -615,8 +620,13 @@ class Board:
     def find(self, name: str) -> Call[Any] | None:
         """The first that waits under that id."""
         with self.lock:
-            sleepers = (entry[2] for entry in sorted(self.asleep) if entry[2].state is ASLEEP)
-            return next((call for call in (*self.waiting, *sleepers) if call.id == name), None)
+            found = self.waiting.find(name)
+            if found is None:
+                sleepers = (
+                    entry for entry in self.asleep if entry[2].state is ASLEEP and entry[2].id == name
+                )
+                found = min(sleepers, default=(0, 0, None))[2]
+            return found
 
     def go(self) -> None:
         """Forget why it was stopped."""

@@ -19,7 +19,7 @@ from headgate.errors import CostExceedsLimit, ValidationError
 from headgate.limiter import Permit
 from headgate.runner.board import Board
 from headgate.runner.call import Attempt, Call, CurrentCall, Memory, current
-from headgate.runner.outcome import Judge, rejection
+from headgate.runner.outcome import Judge, rejection, unreadable
 from headgate.runner.threads import Threads
 
 SAME_TURN_US = 10_000
@@ -131,7 +131,10 @@ class Engine:
         if (self._bell is not None or self._asking is not None) and not self._ringing:
             self._ringing = True
             if threading.get_ident() == self._thread:
-                self._ring()
+                if asyncio.current_task() is self._task:  # a listener, in our own step
+                    self.loop.call_soon(self._ring)
+                else:
+                    self._ring()
             else:
                 self._call_soon(self._ring)
 
@@ -160,7 +163,7 @@ class Engine:
                 self._bell.set_result(None)
         elif self._asking is not None and self._task is not None and not self._nudged and self._reconsider():
             self._nudged = True
-            self._task.cancel()
+            self._task.cancel()  # it is suspended in line: this is called by the loop, or by another task
 
     def _reconsider(self) -> bool:
         """Whether the permit that is being waited for may not be the right one."""
@@ -237,14 +240,15 @@ class Engine:
 
     async def _wait_in_line(self, call: Call[Any]) -> Permit | None:
         """A permit in its turn; None if another call has come first meanwhile."""
-        self._asking = call
         self._board.set_limited(True)
+        self._asking = call
         try:
+            if self._dirty and self._reconsider():
+                return None
             return await self._board.limiter._acquire_async(call.costs, call.priority, None)
         except asyncio.CancelledError:
-            if not self._nudged or self._task is None:
+            if not self._nudged or self._task is None or self._task.uncancel() > 0:
                 raise
-            self._task.uncancel()
             return None
         finally:
             self._asking, self._nudged = None, False
@@ -343,7 +347,10 @@ class Engine:
         self._stop_timer(attempt)
         call = attempt.call
         now = self._board.now()
-        outcome = self._judge.of_value(call.args, call.kwargs, value, failed, now.wall_us)
+        try:
+            outcome = self._judge.of_value(call.args, call.kwargs, value, failed, now.wall_us)
+        except BaseException as error:  # out of the user's usage=, or out of the result itself
+            outcome = unreadable(error)
         if outcome.error is None and self._keep is not None:
             try:
                 self._keep(call, outcome.value, now.wall_us / SECOND)
@@ -359,7 +366,11 @@ class Engine:
             self._board.interrupted(attempt)
             return
         now = self._board.now()
-        self._board.ended(attempt, self._judge.of_error(error, now.wall_us), now)
+        try:
+            outcome = self._judge.of_error(error, now.wall_us)
+        except BaseException:  # out of the error itself
+            outcome = unreadable(error)
+        self._board.ended(attempt, outcome, now)
 
     def _stop_timer(self, attempt: Attempt) -> None:
         if attempt.timer is not None:

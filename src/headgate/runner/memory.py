@@ -11,7 +11,13 @@ from headgate.errors import ConfigurationError
 from headgate.runner.call import Call
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from headgate.runner.checkpoint import Checkpoint
+
+
+MOST_IN_MEMORY = 50_000
+_COUNT = "INSERT INTO seen VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
 
 
 class Remembered:
@@ -84,3 +90,35 @@ class Remembered:
     def forget(self, call: Call[Any]) -> None:
         """It is done: what was noted in memory only is of no more use."""
         self._facts.pop(call.position, None)
+
+
+class Occurrences:
+    """Counts how often a digest has come; in a temporary file once there are many, so memory stays flat."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._file: sqlite3.Connection | None = None
+
+    def next(self, digest: str) -> int:
+        """How often it has come before. The caller has a lock."""
+        if self._file is None:
+            count = self._counts.get(digest, 0)
+            self._counts[digest] = count + 1
+            if len(self._counts) >= MOST_IN_MEMORY:
+                self._move()
+            return count
+        return int(self._file.execute(_COUNT, (digest,)).fetchone()[0]) - 1
+
+    def _move(self) -> None:
+        import sqlite3
+
+        # An empty name is a database of its own that lives in a temporary file and goes with its connection.
+        self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._file.execute("CREATE TABLE seen (digest PRIMARY KEY, times INTEGER) WITHOUT ROWID")
+        self._file.execute("BEGIN")
+        self._file.executemany("INSERT INTO seen VALUES (?, ?)", self._counts.items())
+        self._counts.clear()
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()

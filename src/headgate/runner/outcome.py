@@ -142,6 +142,11 @@ class Judge:
         return usage, charged
 
 
+def unreadable(error: BaseException) -> Outcome:
+    """What came could not even be looked at."""
+    return Outcome(ErrorClass.CALLER, error, None, LOST, None, None)
+
+
 def rejection(validator: Validator, value: Any) -> ValidationError:
     """A validator's no."""
     name = getattr(validator, "__qualname__", None) or repr(validator)

@@ -23,7 +23,7 @@ from headgate.runner.board import Board, Dedup
 from headgate.runner.call import DONE, Call, current
 from headgate.runner.events import KINDS, Kind, Listener
 from headgate.runner.interval import Interval, spacing
-from headgate.runner.memory import Remembered
+from headgate.runner.memory import Occurrences, Remembered
 from headgate.runner.outcome import Judge, RetryOn, Validator
 from headgate.runner.ramp import Ramp
 from headgate.runner.results import Results
@@ -245,7 +245,9 @@ class Runner(Generic[P, R]):
         self._closed = False
         self._memory = Remembered(self._open(checkpoint, codec))
         self._lasting: Lasting | None = None
-        if self._memory.checkpoint is not None:
+        if self._memory.checkpoint is None:
+            self._board.on_close = self._memory.forget
+        else:
             own = not isinstance(limits, Limiter)
             self._keep_what_lasts(self._memory.checkpoint, own=own)
         self._threads = Threads()
@@ -255,7 +257,7 @@ class Runner(Generic[P, R]):
         self._pid = os.getpid()
         self._positions = 0
         self._calls: list[Call[R]] = []
-        self._seen: dict[str, int] = {}
+        self._seen = Occurrences()
         self._complete = False
         self.lock = self._board.lock
 
@@ -395,7 +397,7 @@ class Runner(Generic[P, R]):
         ordered: bool,
         owns: bool = True,
     ) -> Stream[T]:
-        seen: dict[str, int] = {}
+        seen = Occurrences()
 
         def prepare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
             return self._schedule(args, kwargs, {}, seen=seen)
@@ -417,7 +419,7 @@ class Runner(Generic[P, R]):
         kwargs: dict[str, Any],
         options: CallOptions,
         *,
-        seen: dict[str, int] | None = None,
+        seen: Occurrences | None = None,
     ) -> Call[R]:
         """A call on the board; one of ``schedule`` if ``seen`` is None, else one of a stream's own."""
         self._not_closed()
@@ -452,18 +454,16 @@ class Runner(Generic[P, R]):
             raise
         return call
 
-    def _enter(self, call: Call[R], seen: dict[str, int] | None) -> None:
+    def _enter(self, call: Call[R], seen: Occurrences | None) -> None:
         """Give it its place in the order of scheduling."""
         with self.lock:
             if seen is None and self._complete:
-                self._calls, self._seen, self._complete = [], {}, False
+                self._calls, self._seen, self._complete = [], Occurrences(), False
             self._number(call)
             if seen is None:
                 self._calls.append(call)
             if self._memory.checkpoint is not None and self._board.dedup is None:
-                counts = self._seen if seen is None else seen
-                call.occurrence = counts.get(call.digest, 0)
-                counts[call.digest] = call.occurrence + 1
+                call.occurrence = (self._seen if seen is None else seen).next(call.digest)
 
     def _number(self, call: Call[R]) -> None:
         with self.lock:
@@ -646,6 +646,7 @@ class Runner(Generic[P, R]):
             deadline=self._deadline if deadline is None else _positive(deadline, "deadline"),
             hold=lambda: self._hold(_here()),
             release=self._release,
+            is_last=lambda: self._sessions == 1,
         )
 
     def _not_closed(self) -> None:
@@ -860,6 +861,8 @@ class Runner(Generic[P, R]):
 
     def cancel(self, call: Call[Any], reason: BaseException | None = None) -> bool:
         """See :meth:`Call.cancel`."""
+        if reason is not None and not isinstance(reason, BaseException):
+            raise TypeError(f"a reason is an exception; got {type(reason).__name__}")
         return self._board.cancel(call, reason)
 
     def set_priority(self, call: Call[Any] | str, priority: float) -> None:

@@ -87,7 +87,7 @@ class Session:
     def show(self) -> None:
         """The present state, in the view."""
         self._shown = time.monotonic()
-        self._view.show(self._watch.status())
+        self._watch.show(self._view)
 
     def tick(self) -> None:
         """A chance to show how it stands, for those who are busy otherwise."""
@@ -182,9 +182,11 @@ class AsyncSession:
         deadline: float | None,
         hold: Callable[[], None],
         release: Callable[[], None],
+        is_last: Callable[[], bool],
     ) -> None:
         self._board = board
         self._view = view
+        self._is_last = is_last
         self._watch = Watch(board, total, counts_known=counts_known)
         self._deadline = deadline
         self._hold, self._release = hold, release
@@ -214,19 +216,17 @@ class AsyncSession:
             timer.cancel()
         if self._ticker is not None:
             self._ticker.cancel()
-        if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+        if isinstance(error, asyncio.CancelledError | KeyboardInterrupt) and self._is_last():
             self._board.stop("interrupted")
             self._board.cut()
-        try:
-            self._view.show(self._watch.status())
-        finally:
-            self._view.close()
-            self._release()
+        self._watch.show(self._view)
+        self._view.close()
+        self._release()
 
     async def _show_on(self) -> None:
         while True:
             await asyncio.sleep(self._view.every_seconds)
-            self._view.show(self._watch.status())
+            self._watch.show(self._view)
 
     async def settle(self) -> None:
         """Wait until nothing runs and nothing will."""

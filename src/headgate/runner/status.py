@@ -7,8 +7,9 @@ import time
 from headgate.core.model import SECOND
 from headgate.core.rates import possible_units
 from headgate.progress.stats import Pace
-from headgate.progress.view import LimitStatus, Status
+from headgate.progress.view import LimitStatus, Status, View
 from headgate.runner.board import Board
+from headgate.runner.outcome import log
 from headgate.runner.statistics import LimitUse, Statistics
 
 
@@ -19,10 +20,21 @@ class Watch:
         self._board = board
         self._total = total
         self._counts_known = counts_known
+        self._blind = False
         self._done = Pace()
         self._used = [Pace() for _ in board.limiter.limits]
         figures = board.figures
         self._base = figures.succeeded + figures.failed + figures.skipped
+
+    def show(self, view: View) -> None:
+        """Show it; a view that cannot be written to any more ends nobody's work."""
+        if self._blind:
+            return
+        try:
+            view.show(self.status())
+        except OSError as error:
+            self._blind = True
+            log.warning("progress is not shown any more: %s", error)
 
     def status(self) -> Status:
         """How it stands.

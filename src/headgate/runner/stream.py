@@ -167,36 +167,38 @@ class Stream(Generic[T]):
         loop = asyncio.get_running_loop()
         room = asyncio.Event()
 
-        async with self._runner._session_async(self._source.size) as session:
-            bell = session.bell
+        try:
+            async with self._runner._session_async(self._source.size) as session:
+                bell = session.bell
 
-            def ring() -> None:
-                loop.call_soon_threadsafe(bell.set)
+                def ring() -> None:
+                    loop.call_soon_threadsafe(bell.set)
 
-            feeder = asyncio.create_task(self._feed(room, bell, ring))
-            try:
-                while True:
-                    bell.clear()
-                    call = self._next()
-                    if call is not None:
-                        value = self._hand_out(call)
-                        room.set()
-                        yield value
-                        continue
-                    if self._exhausted and not self._out:
-                        break
-                    if self._ordered and self._out:
-                        next(iter(self._out)).add_done_callback(ring)
-                    if feeder.done():
-                        feeder.result()
-                    if self._next() is None:
-                        session.check()
-                        await session.wait()
-                await feeder
-            finally:
-                feeder.cancel()
-                await asyncio.gather(feeder, return_exceptions=True)
-                self._drop()
+                feeder = asyncio.create_task(self._feed(room, bell, ring))
+                try:
+                    while True:
+                        bell.clear()
+                        call = self._next()
+                        if call is not None:
+                            value = self._hand_out(call)
+                            room.set()
+                            yield value
+                            continue
+                        if self._exhausted and not self._out:
+                            break
+                        if self._ordered and self._out:
+                            next(iter(self._out)).add_done_callback(ring)
+                        if feeder.done():
+                            feeder.result()
+                        if self._next() is None:
+                            session.check()
+                            await session.wait()
+                    await feeder
+                finally:
+                    feeder.cancel()
+                    await asyncio.gather(feeder, return_exceptions=True)
+        finally:
+            self._drop()
 
     async def _feed(self, room: asyncio.Event, bell: asyncio.Event, ring: Callable[[], object]) -> None:
         import asyncio

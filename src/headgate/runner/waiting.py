@@ -55,6 +55,12 @@ class Waiting:
         self.size += 1
         heappush(self._heap, entry)  # last: only after a call may a Ctrl-C strike
 
+    def find(self, name: str) -> Call[Any] | None:
+        """The first one with that id."""
+        named = (entry for entry in self._heap if entry[2].entry is entry and entry[2].id == name)
+        first = min(named, default=None)
+        return None if first is None else first[2]
+
     def peek(self) -> Call[Any] | None:
         """The next one; None if there is none."""
         heap = self._heap
