@@ -355,10 +355,14 @@ class Board:
         self.tell()
 
     def reclaim(self) -> None:
-        """Find attempts whose event loop was closed under them."""
+        """Find attempts whose event loop was taken down under them, and those whose task never began."""
         for attempt in list(self.running):
-            if attempt.task is not None and attempt.task.get_loop().is_closed():
-                self.interrupted(attempt)
+            task = attempt.task
+            if task is not None and (task.done() or task.get_loop().is_closed()):
+                if attempt.stepped:
+                    self.interrupted(attempt)
+                else:
+                    self.unsent(attempt)
 
     def forked(self) -> None:
         """This is a child process: what ran, runs in the parent."""

@@ -680,8 +680,7 @@ class Runner(Generic[P, R]):
                 self._board.go()
             self._sessions += is_session
             if not alive:
-                if engine is not None:
-                    self._board.reclaim()
+                self._board.reclaim()
                 self._engine = self._make_engine(loop)
                 self._engine.start()
 
