@@ -11,6 +11,7 @@ do the others follow, from an empty bucket or through a paced window.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from headgate.core.clock import (
     CROWD,
@@ -28,6 +29,7 @@ from headgate.core.clock import (
     steady_time,
     touch,
 )
+from headgate.core.crowd import Crowd, load_crowd
 from headgate.core.limits.base import Rule
 from headgate.core.limits.base import State as RuleState
 from headgate.core.model import (
@@ -63,24 +65,34 @@ PROBE_LEASE_US = MINUTE
 class State:
     """All that a store keeps for one key. ``dump`` and ``load`` turn it into plain JSON and back."""
 
-    __slots__ = ("alive", "gates", "parts", "shut", "steady")
+    __slots__ = ("alive", "crowd", "gates", "parts", "shut", "steady")
 
     def __init__(
-        self, steady: Steady, alive: Alive, parts: list[RuleState], gates: list[Gate], shut: int = 0
+        self,
+        steady: Steady,
+        alive: Alive,
+        parts: list[RuleState],
+        gates: list[Gate],
+        shut: int = 0,
+        crowd: Crowd | None = None,
     ) -> None:
         self.steady = steady
         self.alive = alive
         self.parts = parts
         self.gates = gates
         self.shut = shut  # how many gates are not open
+        self.crowd = crowd  # where several draw on the key
 
     def dump(self) -> list[object]:
-        return [self.steady, self.alive, self.parts, self.gates]
+        whole: list[object] = [self.steady, self.alive, self.parts, self.gates]
+        return whole if self.crowd is None else [*whole, self.crowd.dump()]
 
     @classmethod
-    def load(cls, data: list[list[int]] | list[list[list[int]]]) -> State:
-        steady, alive, parts, gates = data
-        return cls(steady, alive, parts, gates, sum(map(bool, gates)))  # type: ignore[arg-type]  # JSON
+    def load(cls, data: list[Any]) -> State:
+        steady, alive, parts, gates, *crowd = data
+        return cls(
+            steady, alive, parts, gates, sum(map(bool, gates)), load_crowd(crowd[0]) if crowd else None
+        )
 
 
 def fresh(plan: Plan, now: Now) -> State:
@@ -105,18 +117,18 @@ def acquire(plan: Plan, asks: Sequence[Costs], state: State, now: Now) -> list[D
     Asking charges nothing, but it may notice that the server has fallen silent; what was told before can
     then prove too early.
     """
-    at, alive_at = _advance(plan, state, now)
+    at, alive_at = advance(plan, state, now)
     answers: list[Decision] = []
     for costs in asks:
-        answer = _decide(plan, costs, state, now, at, alive_at)
+        answer = decide_one(plan, costs, state, now, at, alive_at)
         answers.append(answer)
         if type(answer) is Wait:
-            answers += [_too_large(plan.rules, costs) or answer for costs in asks[len(answers) :]]
+            answers += [too_large(plan.rules, costs) or answer for costs in asks[len(answers) :]]
             break
     return answers
 
 
-def _advance(plan: Plan, state: State, now: Now) -> tuple[int, int]:
+def advance(plan: Plan, state: State, now: Now) -> tuple[int, int]:
     """Let time pass up to ``now``; returns it as (steady time, alive time)."""
     steady, parts, alive = state.steady, state.parts, state.alive
     shift = steady[0]
@@ -136,7 +148,8 @@ def _advance(plan: Plan, state: State, now: Now) -> tuple[int, int]:
     return at, alive_at
 
 
-def _decide(plan: Plan, costs: Costs, state: State, now: Now, at: int, alive_at: int) -> Decision:
+def decide_one(plan: Plan, costs: Costs, state: State, now: Now, at: int, alive_at: int) -> Decision:
+    """One ask, after :func:`advance`."""
     rules, parts = plan.rules, state.parts
     blocked = state.shut > 0
     for index in plan.indexes:
@@ -145,10 +158,10 @@ def _decide(plan: Plan, costs: Costs, state: State, now: Now, at: int, alive_at:
             blocked = True
             break
     if blocked:
-        refused = _too_large(rules, costs)
+        refused = too_large(rules, costs)
         if refused is not None:
             return refused
-        wait = _wait(plan, costs, state, at)
+        wait = wait_for(plan, costs, state, at)
         if wait is not None:
             return wait
     probe = state.shut > 0 and _send_probes(state, costs, at)
@@ -159,17 +172,18 @@ def _decide(plan: Plan, costs: Costs, state: State, now: Now, at: int, alive_at:
         marks.append(rules[index].take(parts[index], cost, at, alive_at) if cost else ())
     elapsed = now[0]
     use_before = elapsed + plan.use_before_us if plan.use_before_us < NEVER else NEVER
-    return new(Granted, (costs, elapsed, use_before, tuple(marks), at, probe))
+    return new(Granted, (costs, elapsed, use_before, tuple(marks), at, probe, 0))
 
 
-def _too_large(rules: Sequence[Rule], costs: Costs) -> Refused | None:
+def too_large(rules: Sequence[Rule], costs: Costs) -> Refused | None:
+    """The refusal of what can never fit; None if it can."""
     for index, rule in enumerate(rules):
         if costs[index] > rule.largest:
             return Refused(index, rule.largest)
     return None
 
 
-def _wait(plan: Plan, costs: Costs, state: State, at: int) -> Wait | None:
+def wait_for(plan: Plan, costs: Costs, state: State, at: int) -> Wait | None:
     """The first instant at which every limit admits it, and the limit that is last to; None if that is
     now.
     """
@@ -215,14 +229,15 @@ def _send_probes(state: State, costs: Costs, at: int) -> bool:
 def settle(plan: Plan, reports: Sequence[Report], state: State, now: Now) -> None:
     """Book what became of calls: charge, give back, correct, shut and open."""
     for grant, signal in reports:
-        at, alive_at = _advance(plan, state, now)
+        at, alive_at = advance(plan, state, now)
         if signal.outcome == "answered":
             alive_at = record_answer(state.alive, grant.steady_us, at)
         record_end(state.alive)
-        _settle(plan, grant, signal, state, at, alive_at)
+        settle_one(plan, grant, signal, state, at, alive_at)
 
 
-def _settle(plan: Plan, grant: Granted, signal: Signal, state: State, at: int, alive_at: int) -> None:
+def settle_one(plan: Plan, grant: Granted, signal: Signal, state: State, at: int, alive_at: int) -> None:
+    """One report, after :func:`advance`."""
     if signal is ANSWERED and not state.shut:
         rules, parts = plan.rules, state.parts
         costs, marks = grant.costs, grant.marks
@@ -242,7 +257,7 @@ def _settle(plan: Plan, grant: Granted, signal: Signal, state: State, at: int, a
             rule.refused(part, cost, mark, at, alive_at)
             _shut(state, index, throttle, rule, grant, at)
         else:
-            rule.settle(part, cost, mark, signal.outcome, _charge(rule, cost, signal), at, alive_at)
+            rule.settle(part, cost, mark, signal.outcome, charge_of(rule, cost, signal), at, alive_at)
             if state.gates[index]:
                 _open(state, index, signal, grant, at)
         if signal.readings and throttle is None:
@@ -251,7 +266,7 @@ def _settle(plan: Plan, grant: Granted, signal: Signal, state: State, at: int, a
                     rule.read(part, cost, mark, reading, grant.steady_us, at)
 
 
-def _charge(rule: Rule, cost: int, signal: Signal) -> int:
+def charge_of(rule: Rule, cost: int, signal: Signal) -> int:
     """What to book: what the server charges by its own rule, as far as it told."""
     if signal.outcome == "unsent":
         return 0
@@ -324,7 +339,7 @@ def _open(state: State, index: int, signal: Signal, grant: Granted, at: int) -> 
 
 def used(plan: Plan, state: State, now: Now) -> tuple[int, ...]:
     """Units that stand against each limit now."""
-    _advance(plan, state, now)
+    advance(plan, state, now)
     return tuple(rule.used(part) for rule, part in zip(plan.rules, state.parts, strict=True))
 
 
@@ -338,6 +353,7 @@ def replan(old: Plan, new: Plan, state: State, now: Now) -> State:
     }
     started = fresh(new, now)
     started.alive = state.alive
+    started.crowd = None if state.crowd is None else state.crowd.without_places(len(new.rules))
     started.steady = state.steady
     at = steady_time(state.steady, now)
     started.parts = [
@@ -355,7 +371,7 @@ def lead(plan: Plan, state: State, units: Sequence[int], now: Now) -> None:
     A copy of the state that is kept for the case of a crash is charged with all that may be granted
     before the next copy.
     """
-    at, alive_at = _advance(plan, state, now)
+    at, alive_at = advance(plan, state, now)
     for rule, part, ahead in zip(plan.rules, state.parts, units, strict=True):
         if ahead:
             rule.take(part, ahead, at, alive_at)

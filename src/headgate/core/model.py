@@ -228,7 +228,8 @@ class Granted(NamedTuple):
 
     ``at_us`` is the instant of the grant and ``use_before_us`` the last at which it may leave (both on
     the store's elapsed clock; NEVER if nothing depends on it). The rest is for the settlement: what each
-    rule wants back, the grant's instant in steady time, and whether it probes a limit that is shut.
+    rule wants back, the grant's instant in steady time, whether it probes a limit that is shut, and which
+    life of its client it was given to (0 where nobody else draws on the key).
     """
 
     costs: Costs
@@ -237,6 +238,7 @@ class Granted(NamedTuple):
     marks: tuple[tuple[int, ...], ...]
     steady_us: int
     probe: bool = False
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from headgate.core.limits.concurrency import Concurrency
 from headgate.core.limits.fixed_window import FixedWindow
 from headgate.core.limits.sliding_window import SlidingWindow
 from headgate.core.limits.token_bucket import SmallBucket, TokenBucket
-from headgate.core.model import NEVER, Costs, Limit
+from headgate.core.model import NEVER, SECOND, Costs, Limit
 from headgate.errors import ConfigurationError
 
 _RULES: Mapping[str, Callable[[Limit], Rule]] = MappingProxyType(
@@ -69,6 +69,14 @@ class Plan:
     @property
     def meters(self) -> frozenset[str]:
         return self._meters
+
+    def weight_us(self, costs: Costs) -> int:
+        """The time that it takes the slowest limit to bring back a call's cost; how much of a turn it is."""
+        longest = 1
+        for limit, cost in zip(self.limits, costs, strict=True):
+            period_us = limit.period_us or SECOND  # slots: as if each were free again in a second
+            longest = max(longest, cost * period_us // limit.amount)
+        return longest
 
     def costs(self, units: Mapping[str, int]) -> Costs:
         """The cost on each rule of a call that costs ``units`` (meter → units).

@@ -6,13 +6,14 @@ computes nothing of its own: the rules are in the core.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from headgate.core.model import Costs, Decision, Now, Report
 from headgate.core.plan import Plan
+from headgate.core.together import Line
 from headgate.errors import ConfigurationError
 
 
@@ -38,6 +39,35 @@ class Store(Protocol):
 
     def used(self, key: str, plan: Plan) -> tuple[int, ...]:
         """Units that stand against each limit now."""
+
+
+class SharedStore(Store, Protocol):
+    """A store that several processes draw on, each under a name of its own, in turn.
+
+    The plain ``acquire`` and ``settle`` of such a store are those of one client, as if nobody waited.
+    """
+
+    @property
+    def client(self) -> str:
+        """The name of this process here: another one after a fork."""
+
+    def acquire_for(self, key: str, plan: Plan, lines: Sequence[Line]) -> list[list[Decision]]:
+        """Answer what this process wants in each class; see :func:`headgate.core.together.acquire`."""
+
+    def settle_for(self, key: str, plan: Plan, reports: Sequence[Report]) -> None:
+        """Book what became of calls, each settlement once, and give a hint to whoever may go now."""
+
+    def beat(self, key: str, plan: Plan) -> None:
+        """Say that this process is alive and keeps what it holds."""
+
+    def leave(self, key: str, plan: Plan) -> None:
+        """Say that this process wants nothing more."""
+
+    def listen(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call ``wake``, from any thread, when asking again may help; returns how to stop that.
+
+        A hint may be lost or come for nothing: the instants that were told are the truth.
+        """
 
 
 def open_store(url: str | Store | None) -> Store:

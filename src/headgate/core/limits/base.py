@@ -54,6 +54,16 @@ class Rule(Protocol):
     def orphan(self, state: State, alive_at: int) -> None:
         """Nobody will settle what is on its way: book it as charged when it must have arrived; free slots."""
 
+    @property
+    def pins(self) -> bool:
+        """Whether only a settlement gives back what a call holds."""
+
+    def abandon(self, state: State, units: int, alive_at: int) -> None:
+        """As ``orphan``, for so many units that only a settlement would give back."""
+
+    def overdue(self, state: State, cost: int, charge: int) -> None:
+        """A call is settled after it was abandoned: what it used beyond its cost is owed."""
+
     def leapt(self, state: State, passed_us: int) -> None:
         """The elapsed clock claims so much more time than steady time has given it."""
 
@@ -186,6 +196,10 @@ class Holds:
         pinned = state[self.base] - state[self.base + 2]
         if pinned:
             self._let_lapse(state, pinned, alive_at)
+
+    def abandon(self, state: State, units: int, alive_at: int) -> None:
+        """Let so many of them lapse."""
+        self._let_lapse(state, min(units, state[self.base] - state[self.base + 2]), alive_at)
 
 
 TURN = 1 << 50

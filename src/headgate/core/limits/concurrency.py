@@ -56,5 +56,15 @@ class Concurrency(Edgeless):
     def orphan(self, state: State, alive_at: int) -> None:
         state[0] = 0
 
+    @property
+    def pins(self) -> bool:
+        return True
+
+    def abandon(self, state: State, units: int, alive_at: int) -> None:
+        state[0] = max(state[0] - units, 0)
+
+    def overdue(self, state: State, cost: int, charge: int) -> None:
+        """Its slot was given back when it was abandoned."""
+
     def used(self, state: State) -> int:
         return state[0]

@@ -243,6 +243,17 @@ class FixedWindow:
     def orphan(self, state: State, alive_at: int) -> None:
         self.calls.orphan(state, alive_at)
 
+    @property
+    def pins(self) -> bool:
+        return not self.calls.lapses
+
+    def abandon(self, state: State, units: int, alive_at: int) -> None:
+        self.calls.abandon(state, units, alive_at)
+
+    def overdue(self, state: State, cost: int, charge: int) -> None:
+        if charge > cost:
+            state[USED] += charge - cost
+
     def leapt(self, state: State, passed_us: int) -> None:
         """By the elapsed clock the edges come that much earlier in steady time."""
         state[OFFSET] += passed_us

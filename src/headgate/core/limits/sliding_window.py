@@ -188,6 +188,17 @@ class SlidingWindow(Edgeless):
     def orphan(self, state: State, alive_at: int) -> None:
         self.calls.orphan(state, alive_at)
 
+    @property
+    def pins(self) -> bool:
+        return not self.calls.lapses
+
+    def abandon(self, state: State, units: int, alive_at: int) -> None:
+        self.calls.abandon(state, units, alive_at)
+
+    def overdue(self, state: State, cost: int, charge: int) -> None:
+        if charge > cost:
+            self._add(state, LOG, LOGGED, charge - cost, state[TAIL] * self.slot_us + self.period_us)
+
     def edge_after(self, state: State, at: int) -> int:
         return at + self.period_us
 

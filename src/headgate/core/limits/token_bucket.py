@@ -191,6 +191,17 @@ class TokenBucket(Edgeless):
     def orphan(self, state: State, alive_at: int) -> None:
         self.calls.orphan(state, alive_at)
 
+    @property
+    def pins(self) -> bool:
+        return not self.calls.lapses
+
+    def abandon(self, state: State, units: int, alive_at: int) -> None:
+        self.calls.abandon(state, units, alive_at)
+
+    def overdue(self, state: State, cost: int, charge: int) -> None:
+        if charge > cost:
+            self._charge(state, charge - cost)
+
     def used(self, state: State) -> int:
         return max(self.burst - state[LEVEL] // self.unit + state[HOLDS], 0)
 

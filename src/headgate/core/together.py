@@ -1,0 +1,200 @@
+"""The same decisions where several clients draw on a key: each in its turn, and nobody's slots for ever.
+
+As in ``decide``, for one client at a time: ``(plan, client, …, state, now) → answers``. Every step also says
+that the client is alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from headgate.core import crowd as crowds
+from headgate.core import decide
+from headgate.core.clock import FLYING, record_answer, record_end
+from headgate.core.crowd import DUE, HEAD, WAITING, Crowd, Member, Ticket
+from headgate.core.decide import State
+from headgate.core.model import NEVER, SECOND, Costs, Decision, Granted, Now, Report, Wait, new
+from headgate.core.plan import Plan
+
+LOOK_US = SECOND
+"""Whoever waits for an answer, or for another's turn, looks again after that at the latest."""
+AT_LEAST_US = 1_000
+"""Whoever has to let another go first comes again no sooner than that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a client wants in one class: ``waiting`` calls, the first of which are ``asks``, in order."""
+
+    kind: int
+    waiting: int
+    asks: Sequence[Costs]
+
+
+def acquire(
+    plan: Plan, client: str, lines: Sequence[Line], state: State, now: Now, lease_us: int
+) -> list[list[Decision]]:
+    """Answer the asks of a client, line by line, each in its order.
+
+    Granted is what fits and is this client's turn; the first of a line that has to wait holds up all
+    behind it. What is granted is told to no other client.
+
+    Args:
+        lines: one for each class in which it wants anything, or has wanted something before.
+        lease_us: for how long it is to be believed alive if nothing more is heard of it.
+    """
+    at, alive_at = decide.advance(plan, state, now)
+    crowd, member = _enter(plan, client, state, at, alive_at, lease_us)
+    for line in lines:
+        crowds.stand(crowd, member, line.kind, line.waiting, line.asks[0] if line.asks else None, at)
+    answers: list[list[Decision]] = [[] for _ in lines]
+    open_lines = [index for index, line in enumerate(lines) if line.asks]
+    while open_lines:
+        index = min(open_lines, key=lambda index: crowd.served[lines[index].kind])
+        line, given = lines[index], answers[index]
+        answer = _in_turn(plan, crowd, member, line, line.asks[len(given)], state, now, at, alive_at)
+        given.append(answer)
+        if type(answer) is Wait:
+            given += [answer] * (len(line.asks) - len(given))
+        if len(given) == len(line.asks):
+            open_lines.remove(index)
+    return answers
+
+
+def _enter(
+    plan: Plan, client: str, state: State, at: int, alive_at: int, lease_us: int
+) -> tuple[Crowd, Member]:
+    crowd = state.crowd
+    if crowd is None:
+        crowd = state.crowd = crowds.fresh_crowd()
+    member = crowds.enter(crowd, client, len(plan.rules), at, lease_us)
+    for gone in crowds.lapsed(crowd, at):
+        release(plan, gone, state, alive_at)
+    return crowd, member
+
+
+def release(plan: Plan, member: Member, state: State, alive_at: int) -> None:
+    """A client is gone: give back what only its settlements would have given back."""
+    state.alive[FLYING] = max(state.alive[FLYING] - member.flying, 0)
+    for index, units in enumerate(member.pinned):
+        if units:
+            plan.rules[index].abandon(state.parts[index], units, alive_at)
+
+
+def _in_turn(
+    plan: Plan,
+    crowd: Crowd,
+    member: Member,
+    line: Line,
+    costs: Costs,
+    state: State,
+    now: Now,
+    at: int,
+    alive_at: int,
+) -> Decision:
+    ticket = member.tickets[line.kind]
+    ticket[HEAD:] = costs
+    others = crowds.ahead(crowd, member, line.kind, at)
+    if others:
+        refused = decide.too_large(plan.rules, costs)
+        if refused is None:
+            return _let_pass(plan, ticket, others, costs, state, at)
+        answer: Decision = refused
+    else:
+        answer = decide.decide_one(plan, costs, state, now, at, alive_at)
+    if type(answer) is Wait:
+        until = min(answer.until_us, now.elapsed_us + LOOK_US)
+        ticket[DUE] = until + state.steady[0]
+        return Wait(until, answer.rule, answer.firm)
+    ticket[WAITING] = max(ticket[WAITING] - 1, 0)
+    if type(answer) is Granted:
+        crowds.serve(crowd, member, line.kind, plan.weight_us(costs))
+        member.flying += 1
+        for index, rule in enumerate(plan.rules):
+            if rule.pins:
+                member.pinned[index] += costs[index]
+        return new(Granted, (*answer[:6], member.epoch))
+    return answer
+
+
+def _let_pass(
+    plan: Plan, ticket: Ticket, others: Sequence[Ticket], costs: Costs, state: State, at: int
+) -> Wait:
+    """Others go first: come when there is enough for them and then for this one, or when they are late."""
+    needed = tuple(
+        min(units, rule.largest)
+        for units, rule in zip(crowds.heads(len(plan.rules), others, costs), plan.rules, strict=True)
+    )
+    wait = decide.wait_for(plan, needed, state, at)
+    shift = state.steady[0]
+    until, rule = (at, 0) if wait is None else (min(wait.until_us, NEVER) + shift, wait.rule)
+    late = min(other[DUE] for other in others) + crowds.LATE_US + 1
+    if until >= NEVER or until <= at:  # there is enough for all, so they must be on their way
+        until = max(late, at + AT_LEAST_US) if late < NEVER else at + LOOK_US
+    until = min(max(until, at + AT_LEAST_US), at + LOOK_US)
+    ticket[DUE] = until
+    return Wait(until - shift, rule, False)
+
+
+def settle(
+    plan: Plan, client: str, sequence: int, reports: Sequence[Report], state: State, now: Now, lease_us: int
+) -> str | None:
+    """Book what became of a client's calls; returns the client that may go now and waits, if there is one.
+
+    Args:
+        sequence: of this settlement, counted by the client from 1: one that comes again is not booked again.
+            0 for none.
+    """
+    at, alive_at = decide.advance(plan, state, now)
+    crowd, member = _enter(plan, client, state, at, alive_at, lease_us)
+    if sequence and sequence <= member.sequence:
+        return None
+    member.sequence = max(member.sequence, sequence)
+    for grant, signal in reports:
+        if grant.epoch != member.epoch:
+            _settle_late(plan, Report(grant, signal), state)
+            continue
+        at, alive_at = decide.advance(plan, state, now)
+        if signal.outcome == "answered":
+            alive_at = record_answer(state.alive, grant.steady_us, at)
+        record_end(state.alive)
+        member.flying = max(member.flying - 1, 0)
+        for index, rule in enumerate(plan.rules):
+            if rule.pins:
+                member.pinned[index] = max(member.pinned[index] - grant.costs[index], 0)
+        decide.settle_one(plan, grant, signal, state, at, alive_at)
+    return _who_may_go(plan, crowd, state, at)
+
+
+def _settle_late(plan: Plan, report: Report, state: State) -> None:
+    """Of a call that was given up with its client's lease; a hold that lapses by itself needs none."""
+    grant, signal = report
+    for rule, part, cost in zip(plan.rules, state.parts, grant.costs, strict=True):
+        if cost and signal.outcome == "answered":
+            rule.overdue(part, cost, decide.charge_of(rule, cost, signal))
+
+
+def _who_may_go(plan: Plan, crowd: Crowd, state: State, at: int) -> str | None:
+    """The client whose turn it is, if what it waits for is there."""
+    for name, kind in crowds.first_in_turn(crowd, at):
+        ticket = crowd.members[name].tickets[kind]
+        if ticket[DUE] > at and decide.wait_for(plan, tuple(ticket[HEAD:]), state, at) is None:
+            return name
+        return None
+    return None
+
+
+def beat(plan: Plan, client: str, state: State, now: Now, lease_us: int) -> None:
+    """A client says that it is alive."""
+    at, alive_at = decide.advance(plan, state, now)
+    _enter(plan, client, state, at, alive_at, lease_us)
+
+
+def leave(plan: Plan, client: str, state: State, now: Now) -> None:
+    """A client goes in order: its places are free at once, what it still holds is given back."""
+    _, alive_at = decide.advance(plan, state, now)
+    if state.crowd is not None:
+        member = state.crowd.members.pop(client, None)
+        if member is not None:
+            release(plan, member, state, alive_at)
