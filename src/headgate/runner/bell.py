@@ -68,9 +68,9 @@ class Interrupts:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 
     @property
-    def nested(self) -> bool:
-        """Whether somebody further out will see to what was counted."""
-        return self._depth > 1
+    def entered(self) -> int:
+        """How many have entered it: they see to what is counted."""
+        return self._depth
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count += 1

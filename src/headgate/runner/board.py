@@ -10,7 +10,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any, Literal
 
 from headgate.core.model import LOST, NEVER, SECOND, UNSENT, Now, Signal
@@ -24,6 +24,7 @@ from headgate.runner.call import (
     WAITING,
     Attempt,
     Call,
+    close,
 )
 from headgate.runner.events import Event, Kind, Listener
 from headgate.runner.interval import Spacing
@@ -31,7 +32,7 @@ from headgate.runner.outcome import Outcome, log
 from headgate.runner.ramp import Ramp
 from headgate.runner.spending import Spending
 from headgate.runner.statistics import Figures
-from headgate.runner.waiting import Waiting
+from headgate.runner.waiting import STALE, Waiting
 
 charges = logging.getLogger("headgate.charges")
 """Tells of every reservation and settlement, at the level DEBUG."""
@@ -111,7 +112,7 @@ class Board:
         return self._now()
 
     def add(self, call: Call[Any], recall: Callable[[Call[Any]], bool] | None) -> None:
-        """A new call.
+        """A new call. Afterwards, with the lock free: ``tell`` and ``wake``.
 
         Args:
             recall: fills in its result if that is known from before, and says so. Asked under the lock: a
@@ -146,8 +147,6 @@ class Board:
                 if twin.twins is None:
                     twin.twins = []
                 twin.twins.append(call)
-        self.tell()
-        self.wake()
 
     def knows(self, call: Call[Any]) -> bool:
         """Whether a call that was to be added is here; if not, nothing of it is."""
@@ -274,6 +273,9 @@ class Board:
 
     def unsent(self, attempt: Attempt) -> None:
         """The function was not called after all: everything is given back."""
+        with self.lock:
+            if attempt not in self.running:
+                return
         self._settle(attempt, UNSENT)
         with self.lock:
             call = attempt.call
@@ -297,6 +299,7 @@ class Board:
 
     def _leave(self, attempt: Attempt) -> None:
         del self.running[attempt]
+        attempt.handed = None
         attempt.task = None  # its context knows the attempt: a circle that would keep arguments and results
         self._give_up(attempt)
 
@@ -315,6 +318,8 @@ class Board:
 
     def ended(self, attempt: Attempt, outcome: Outcome, now: Now) -> None:
         """The work of an attempt has really ended."""
+        if attempt not in self.running:  # its loop was closed under it, and it was reclaimed
+            return
         self._settle(attempt, outcome.signal)
         if charges.isEnabledFor(logging.DEBUG):
             _log_charge(attempt, outcome)
@@ -358,7 +363,10 @@ class Board:
         """Find attempts whose event loop was taken down under them, and those whose task never began."""
         for attempt in list(self.running):
             task = attempt.task
-            if task is not None and (task.done() or task.get_loop().is_closed()):
+            if attempt.handed is not None and attempt.handed[0].is_closed() and not attempt.stepped:
+                close(attempt.handed[1])
+                self.interrupted(attempt)
+            elif task is not None and (task.done() or task.get_loop().is_closed()):
                 if attempt.stepped:
                     self.interrupted(attempt)
                 else:
@@ -457,6 +465,9 @@ class Board:
                     call.state = ASLEEP
                     self.sleeping += 1
                     heappush(self.asleep, (at_us, id(call), call))
+                    if len(self.asleep) > 2 * self.sleeping + STALE:  # of calls that were given up meanwhile
+                        self.asleep = [entry for entry in self.asleep if entry[2].state is ASLEEP]
+                        heapify(self.asleep)
                 else:
                     self._return(call)
             case GiveUp(reason):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import inspect
 import threading
 from collections.abc import Callable, Generator, Mapping
 from datetime import UTC, datetime
@@ -280,6 +281,7 @@ class Attempt:
     __slots__ = (
         "call",
         "detached",
+        "handed",
         "number",
         "over",
         "permit",
@@ -298,9 +300,16 @@ class Attempt:
         self.price = call.price
         self.over = False
         self.detached = False
+        self.handed: tuple[asyncio.AbstractEventLoop, Any] | None = None  # by a thread, to be awaited there
         self.stepped = False  # its task has begun
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
+
+
+def close(value: Any) -> None:
+    """Nobody will await it."""
+    if inspect.iscoroutine(value):
+        value.close()
 
 
 class CurrentCall:

@@ -12,13 +12,14 @@ import contextvars
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from headgate.core.model import NEVER, SECOND, Granted, Refused
 from headgate.errors import CostExceedsLimit, ValidationError
 from headgate.limiter import Permit
 from headgate.runner.board import Board
-from headgate.runner.call import Attempt, Call, CurrentCall, Memory, current
+from headgate.runner.call import Attempt, Call, CurrentCall, Memory, close, current
 from headgate.runner.outcome import Judge, rejection, unreadable
 from headgate.runner.threads import Threads
 
@@ -130,13 +131,12 @@ class Engine:
         self._dirty = True
         if (self._bell is not None or self._asking is not None) and not self._ringing:
             self._ringing = True
-            if threading.get_ident() == self._thread:
-                if asyncio.current_task() is self._task:  # a listener, in our own step
-                    self.loop.call_soon(self._ring)
-                else:
-                    self._ring()
-            else:
+            if _running_loop() is not self.loop:
                 self._call_soon(self._ring)
+            elif asyncio.current_task() is self._task:  # a listener, in our own step
+                self.loop.call_soon(self._ring)
+            else:
+                self._ring()
 
     def halt(self, attempt: Attempt) -> None:
         """Cancel the work of an attempt, if it can be."""
@@ -146,7 +146,8 @@ class Engine:
         if task.get_loop() is _running_loop():
             _cancel(attempt)
         else:
-            task.get_loop().call_soon_threadsafe(_cancel, attempt)
+            with suppress(RuntimeError):  # it was closed this very moment
+                task.get_loop().call_soon_threadsafe(_cancel, attempt)
 
     def _call_soon(self, act: Callable[[], object]) -> None:
         try:
@@ -302,8 +303,7 @@ class Engine:
         failed: ValidationError | None = None
         try:
             if attempt.over:  # it took too long to return what is to be awaited
-                if inspect.iscoroutine(value):
-                    value.close()
+                close(value)
                 raise asyncio.CancelledError
             if hasattr(type(value), "__await__"):
                 value = await value
@@ -328,8 +328,7 @@ class Engine:
             value = self._target.function(*call.args, **call.kwargs)
             if hasattr(type(value), "__await__"):
                 self._target.on_loop = True
-                context = contextvars.copy_context()
-                self._call_soon(lambda: self._make_task(attempt, self._see_through(attempt, value), context))
+                self._hand_over(attempt, value)
                 return
             for validator in self._judge.validators:
                 valid = validator(value)
@@ -342,6 +341,18 @@ class Engine:
             self._failed(attempt, error)
         else:
             self._returned(attempt, value, failed)
+
+    def _hand_over(self, attempt: Attempt, value: Any) -> None:
+        """From a thread to the loop, to be awaited there; the call stands in line again if there is none."""
+        attempt.handed = self.loop, value
+        context = contextvars.copy_context()
+        try:
+            self.loop.call_soon_threadsafe(
+                lambda: self._make_task(attempt, self._see_through(attempt, value), context)
+            )
+        except RuntimeError:
+            close(value)
+            self._board.interrupted(attempt)
 
     def _returned(self, attempt: Attempt, value: Any, failed: ValidationError | None) -> None:
         self._stop_timer(attempt)

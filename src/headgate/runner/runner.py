@@ -443,12 +443,15 @@ class Runner(Generic[P, R]):
             return call
         call.context = contextvars.copy_context()
         try:
-            self._enter(call, seen)
-            board.add(call, None if self._memory.checkpoint is None else self._memory.find)
+            with self.lock:
+                self._enter(call, seen)
+                board.add(call, None if self._memory.checkpoint is None else self._memory.find)
+            board.tell()
+            board.wake()
         except BaseException:  # a duplicate, or Ctrl-C: a call is on the board and in the list, or in neither
             if not board.knows(call):
                 with self.lock:
-                    self._calls = [other for other in self._calls if other is not call]
+                    _remove(self._calls, call)
             elif seen is not None:
                 board.cancel(call, None)
             raise
@@ -515,16 +518,24 @@ class Runner(Generic[P, R]):
             session = self._session(None, counts_known=True, deadline=deadline, interrupts=interrupts)
             try:
                 session.open()
-                session.settle()
+                results = None
+                while results is None:  # somebody may have scheduled more in between
+                    session.settle()
+                    results = self._collect()
             finally:
                 session.close()
-            return self._collect()
+        self._tell_of_end(results)
+        return results
 
     async def run_async(self, *, deadline: float | None = None) -> Results[R]:
         """The same in a coroutine; coroutine functions run on its loop. Cancelling it keeps what is done."""
         async with self._session_async(None, counts_known=True, deadline=deadline) as session:
-            await session.settle()
-        return self._collect()
+            results = None
+            while results is None:
+                await session.settle()
+                results = self._collect()
+        self._tell_of_end(results)
+        return results
 
     def start(self) -> None:
         """Begin in the background: calls start as they are scheduled, until :meth:`stop`.
@@ -594,20 +605,24 @@ class Runner(Generic[P, R]):
         self._calls.sort(key=_position)
         return self._calls
 
-    def _collect(self) -> Results[R]:
+    def _collect(self) -> Results[R] | None:
+        """The results, if all is settled; None if it is not any more."""
         board = self._board
         if board.broken is not None:
             raise board.broken
         with self.lock:
+            if not board.is_settled():
+                return None
             left = sum(call.state is not DONE for call in self._calls)
             # The list is emptied by the next schedule(): a Ctrl-C on the way out takes nothing along.
             self._complete = not left
-            results = Results(self._in_order(), board.stopped if left else None)
+            return Results(self._in_order(), board.stopped if left else None)
+
+    def _tell_of_end(self, results: Results[R]) -> None:
         if results.stopped is not None:
             from headgate.runner.session import tell_of_end
 
-            tell_of_end(board, left)
-        return results
+            tell_of_end(self._board, sum(call.state is not DONE for call in results.calls))
 
     def _session(
         self,
@@ -1048,6 +1063,16 @@ def _finite(priority: object) -> float:
     if not isinstance(priority, int | float) or not abs(priority) < float("inf"):
         raise ConfigurationError(f"a priority is a finite number; got {priority!r}")
     return priority
+
+
+def _remove(calls: list[Call[Any]], call: Call[Any]) -> None:
+    """Take out a call that stands near the end, if it is there."""
+    for index in range(len(calls) - 1, -1, -1):
+        if calls[index] is call:
+            del calls[index]
+            return
+        if calls[index].position < call.position >= 0:
+            return
 
 
 def _position(call: Call[Any]) -> int:

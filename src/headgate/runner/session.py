@@ -66,6 +66,7 @@ class Session:
         with self.interrupts:
             self._hold()
             self._held = True
+        self._see_strikes()
 
     def close(self, leave: Callable[[], None] = _nothing) -> None:
         """End, if it has begun; ``leave`` is done first."""
@@ -77,8 +78,9 @@ class Session:
                     self.show()
                 finally:
                     self._view.close()
-                if self.interrupts.count > struck and not self.interrupts.nested:
-                    raise KeyboardInterrupt
+                struck = self.interrupts.count - struck
+            if struck and not self.interrupts.entered:
+                raise KeyboardInterrupt
         finally:
             if self._held:
                 self._held = False
@@ -120,7 +122,12 @@ class Session:
                 forget()
             if self.interrupts.count:
                 self.settle()
-                raise KeyboardInterrupt
+        self._see_strikes()
+
+    def _see_strikes(self) -> None:
+        """Ctrl-C that was only counted while it could have broken something."""
+        if self.interrupts.count and not self.interrupts.entered:
+            raise KeyboardInterrupt
 
     def _listen(self) -> None:
         """Until the bell is rung, or it is time to look again."""

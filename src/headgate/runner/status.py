@@ -32,9 +32,9 @@ class Watch:
             return
         try:
             view.show(self.status())
-        except OSError as error:
+        except Exception:
             self._blind = True
-            log.warning("progress is not shown any more: %s", error)
+            log.warning("progress is not shown any more", exc_info=True)
 
     def status(self) -> Status:
         """How it stands.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Entry: TypeAlias = "tuple[float, int, Call[Any]]"
 """Minus the priority, the place among equals, the call."""
 
-_STALE = 1024
+STALE = 1024
 """So many entries of calls that have left may stay in the heap, or as many as there are live ones."""
 
 
@@ -80,7 +80,7 @@ class Waiting:
             heappop(heap)
         call.entry = None
         self.size -= 1
-        if len(heap) > 2 * self.size + _STALE:
+        if len(heap) > 2 * self.size + STALE:
             self._heap = [entry for entry in heap if entry[2].entry is entry]
             heapify(self._heap)
         return True
