@@ -258,7 +258,7 @@ class Runner(Generic[P, R]):
         self._positions = 0
         self._calls: list[Call[R]] = []
         self._seen = Occurrences()
-        self._complete = False
+        self._undelivered: Sequence[Call[R]] = ()
         self.lock = self._board.lock
 
     def _open(self, checkpoint: str | Path | None, codec: Codec) -> Checkpoint | None:
@@ -460,8 +460,6 @@ class Runner(Generic[P, R]):
     def _enter(self, call: Call[R], seen: Occurrences | None) -> None:
         """Give it its place in the order of scheduling."""
         with self.lock:
-            if seen is None and self._complete:
-                self._calls, self._seen, self._complete = [], Occurrences(), False
             self._number(call)
             if seen is None:
                 self._calls.append(call)
@@ -525,6 +523,7 @@ class Runner(Generic[P, R]):
             finally:
                 session.close()
         self._tell_of_end(results)
+        self._undelivered = ()  # right before the end: a Ctrl-C on the way out takes nothing along
         return results
 
     async def run_async(self, *, deadline: float | None = None) -> Results[R]:
@@ -535,6 +534,7 @@ class Runner(Generic[P, R]):
                 await session.settle()
                 results = self._collect()
         self._tell_of_end(results)
+        self._undelivered = ()  # right before the end: a Ctrl-C on the way out takes nothing along
         return results
 
     def start(self) -> None:
@@ -613,10 +613,11 @@ class Runner(Generic[P, R]):
         with self.lock:
             if not board.is_settled():
                 return None
-            left = sum(call.state is not DONE for call in self._calls)
-            # The list is emptied by the next schedule(): a Ctrl-C on the way out takes nothing along.
-            self._complete = not left
-            return Results(self._in_order(), board.stopped if left else None)
+            calls = [*self._undelivered, *self._in_order()]
+            left = sum(call.state is not DONE for call in calls)
+            if not left:
+                self._undelivered, self._calls, self._seen = calls, [], Occurrences()
+            return Results(calls, board.stopped if left else None)
 
     def _tell_of_end(self, results: Results[R]) -> None:
         if results.stopped is not None:
