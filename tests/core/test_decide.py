@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from headgate.core import decide
 from headgate.core.decide import FIRST_PAUSE_US, LONGEST_PAUSE_US, PROBE_LEASE_US, State
 from headgate.core.model import (
+    ANSWERED,
     LOST,
     NEVER,
     SECOND,
@@ -316,3 +317,38 @@ def test_asking_survives_any_reading_of_the_clocks(readings: list[tuple[int, int
         answer = decide.acquire(caller.plan, [(1,) * 7], caller.state, now)[0]
         if isinstance(answer, Granted):
             decide.settle(caller.plan, [Report(answer, Signal())], caller.state, now)
+
+
+FIRM_KINDS = (
+    "tokens=10/s:burst=10",
+    "tokens=12/s:kind=sliding",
+    "tokens=12/s:kind=fixed",
+    "tokens=240/s",
+    "concurrency=2",
+)
+
+
+@given(
+    limits=st.lists(st.sampled_from(FIRM_KINDS), min_size=1, max_size=3, unique=True),
+    sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(0, SECOND // 2)), min_size=2, max_size=12),
+    answered=st.integers(0, 12),
+    part=st.integers(0, 1000),
+)
+def test_a_firm_instant_stays_though_calls_are_answered(
+    limits: list[str], sizes: list[tuple[int, int]], answered: int, part: int
+) -> None:
+    caller = Caller(*[f"{text}:name=n{index}" for index, text in enumerate(limits)], at=20 * SECOND)
+    at, grants = 20 * SECOND, []
+    for size, passed in sizes:
+        at += passed
+        ask = tuple(1 if "concurrency" in text else size for text in limits)
+        answer = caller.ask(at, ask)[0]
+        if isinstance(answer, Granted):
+            grants.append(answer)
+        elif isinstance(answer, Wait) and answer.firm:
+            later = at + (answer.until_us - 1 - at) * part // 1000
+            for grant in grants[:answered]:
+                caller.settle(later, grant, ANSWERED)
+            again = caller.copy().ask(later, ask)
+            assert again == [answer] or caller.copy().until(later, *ask) >= answer.until_us
+            break
