@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from headgate import events
 from headgate.core import model
+from headgate.core.crowd import CLASS_NAMES
 from headgate.core.headers import openai_readings, retry_after_us
 from headgate.core.model import ANSWERED, LOST, SECOND, UNSENT, Limit, Report, Signal, Throttle, new
 from headgate.core.plan import Plan
@@ -27,6 +28,8 @@ from headgate.waiters import line_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+ServiceClass = Literal["interactive", "normal", "bulk"]
 
 OPTIONS = frozenset({"max_wait", "priority", "cost", "key", "store", "limits", "timeout"})
 """Words that mean something else here, and so cannot name a meter."""
@@ -179,12 +182,21 @@ class Limiter:
         limits: what the server declares, as :class:`~headgate.Limit` or in the short form.
         key: the name of the budget: one account, one API key.
         store: where the budget is kept: a store, its URL, or None for this process alone.
+        service_class: ``interactive``, ``normal`` or ``bulk``: while calls of several classes wait, they get
+            50, 35 and 15 % of what the limits let through; what one does not want is the others'. Within a
+            class, processes share equally.
 
     Raises:
         ConfigurationError: limits that cannot be read or make no sense.
     """
 
-    def __init__(self, *limits: str | Limit, key: str = "default", store: Store | str | None = None) -> None:
+    def __init__(
+        self,
+        *limits: str | Limit,
+        key: str = "default",
+        store: Store | str | None = None,
+        service_class: ServiceClass = "normal",
+    ) -> None:
         self.plan = Plan(parse_limits(limits))
         for limit in self.plan.limits:
             if limit.meter in OPTIONS:
@@ -199,7 +211,12 @@ class Limiter:
                         "forgotten when this process ends. Say start='used-N' or use a store that lasts.",
                         stacklevel=2,
                     )
-        self._line = line_of(self.store, key, self.plan)
+        if service_class not in CLASS_NAMES:
+            raise ConfigurationError(
+                f"service_class is one of {', '.join(CLASS_NAMES)}; got {service_class!r}"
+            )
+        self.service_class = service_class
+        self._line = line_of(self.store, key, self.plan, CLASS_NAMES.index(service_class))
         self._listeners: tuple[events.Listener, ...] = ()
         self._listening = threading.Lock()
 
@@ -213,6 +230,10 @@ class Limiter:
     @property
     def limits(self) -> tuple[Limit, ...]:
         return self.plan.limits
+
+    def of_class(self, service_class: ServiceClass) -> Limiter:
+        """The same budget for calls of another class: ``limiter.of_class("bulk").permit()``."""
+        return Limiter(*self.limits, key=self.key, store=self.store, service_class=service_class)
 
     @property
     def waiting(self) -> int:

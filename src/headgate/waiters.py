@@ -14,11 +14,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+from weakref import WeakSet
 
+from headgate.access import Access, access_to
+from headgate.core.crowd import NORMAL
 from headgate.core.model import ANSWERED, NEVER, SECOND, UNSENT, Costs, Granted, Refused, Report, Wait
 from headgate.core.plan import Plan
-from headgate.errors import AcquireTimeout, ConfigurationError, CostExceedsLimit
+from headgate.errors import AcquireTimeout, CostExceedsLimit
 from headgate.stores.base import Store
 
 if TYPE_CHECKING:
@@ -79,34 +81,26 @@ def _outcome(waiter: Waiter) -> Granted:
     return waiter.grant
 
 
-_lines: WeakKeyDictionary[Store, WeakValueDictionary[str, Line]] = WeakKeyDictionary()
 _registry = threading.Lock()
 
 
-def line_of(store: Store, key: str, plan: Plan) -> Line:
-    """The one line of this process for a key of a store.
+def line_of(store: Store, key: str, plan: Plan, kind: int = NORMAL) -> Line:
+    """The one line of this process for a class of a key of a store.
 
     Raises:
-        ConfigurationError: others stand in it under different limits.
+        ConfigurationError: others use the key under different limits.
     """
+    access = access_to(store, key, plan)
     with _registry:
-        lines = _lines.get(store)
-        if lines is None:
-            lines = _lines[store] = WeakValueDictionary()
-        line = lines.get(key)
+        line = access.lines.get(kind)
         if line is None:
-            line = lines[key] = Line(store, key, plan)
-        elif line.plan.limits != plan.limits:
-            known = ", ".join(limit.name for limit in line.plan.limits)
-            raise ConfigurationError(
-                f"the key {key!r} is in use with other limits ({known}); "
-                "give another key=, or the same limits"
-            )
+            line = access.lines[kind] = Line(access, kind)
+            access.use_class(kind)
         return line
 
 
 class Line:
-    """The line for one key of a store.
+    """The line for one class of a key of a store.
 
     Attributes:
         waiting: how many stand in it.
@@ -114,10 +108,11 @@ class Line:
         blocking: index of the limit that is in the head's way.
     """
 
-    def __init__(self, store: Store, key: str, plan: Plan) -> None:
-        self.store = store
-        self.key = key
-        self.plan = plan
+    def __init__(self, access: Access, kind: int = NORMAL) -> None:
+        self.access = access
+        self.kind = kind
+        self.store = access.store
+        self.plan = access.plan
         self.waiting = 0
         self.until_us = 0
         self.blocking = -1
@@ -130,6 +125,7 @@ class Line:
         self._served = 0
         self._head: Waiter | None = None
         self._firm = False  # what the head was told stays, whatever calls are answered as reserved
+        self._stands = False  # a shared store believes that somebody waits
         self._called = 0  # coroutines that have been granted a permit and have not resumed yet
 
     # Asking
@@ -139,22 +135,22 @@ class Line:
         with self._lock:
             if self.waiting:
                 return None
-            return self.store.acquire(self.key, self.plan, (costs,))[0]
+            return self.access.acquire(self.kind, 0, (costs,))[0]
 
     def settle(self, reports: Sequence[Report]) -> None:
         """Book what became of calls, and let in whoever fits now."""
-        self.store.settle(self.key, self.plan, reports)
-        if self.waiting and not self._stays(reports):
-            self.serve()
+        if not self.access.together:
+            self.access.settle(reports)
+            if self.waiting and not self._stays(reports):
+                self.serve()
+        elif self.access.settle(reports):
+            self.access.serve()
 
     def _stays(self, reports: Sequence[Report]) -> bool:
         """Whether these settlements leave the head where it is, asleep until the told instant.
 
-        Most do: a call that is answered as it was reserved only moves from the holds to the level. In a
-        shared store others may have given something back meanwhile.
+        Most do: a call that is answered as it was reserved only moves from the holds to the level.
         """
-        if self.store.shared:
-            return False
         for _, signal in reports:
             if signal is not ANSWERED:
                 return False
@@ -347,7 +343,7 @@ class Line:
         """Stand in line. Whoever comes back with a grant that lay too long stands where it stood."""
         if late is not None:
             waiter.grant = None
-            self.store.settle(self.key, self.plan, (Report(late, UNSENT),))  # those behind are served below
+            self.access.settle((Report(late, UNSENT),))  # those behind are served below
         with self._lock:
             waiter.state = WAITING
             rank = self._ranks.setdefault(waiter.priority, deque())
@@ -359,6 +355,8 @@ class Line:
                 behind = (place for place, other in enumerate(rank) if other.number > waiter.number)
                 rank.insert(next(behind, len(rank)), waiter)
             self.waiting += 1
+            if self.waiting == 1:
+                self.access.listen()
             head = self._head
             ahead = head is None or head.state is not WAITING or waiter.priority > head.priority
         if ahead or late is not None:
@@ -384,12 +382,22 @@ class Line:
                 if before is not None and before is not head and before.state is WAITING:
                     before.nudge()  # overtaken: its alarm is now another's
                     called.append(before)
+            elif self._stands:
+                self._stand_down()
             # Those whose loop has been closed under them are not coming back.
             lost = [self._bury(waiter) for waiter in called if waiter.lost] != []
         if wait is not None and (head, wait) != self._told:
             self._told = head, wait
             for watcher in self._watchers:
                 watcher(wait)
+
+    def _stand_down(self) -> None:
+        """Nobody waits any more."""
+        with self._lock:
+            stands, self._stands = self._stands and not self.waiting, False
+        if stands:
+            self.access.stand_down(self.kind)
+        self.access.rest()
 
     def watch(self, watcher: Callable[[Wait], None]) -> None:
         """Call ``watcher`` whenever the head, or what it waits for, is another."""
@@ -412,13 +420,14 @@ class Line:
             try:
                 while len(asked) < most and self._ranks:
                     asked.append(self._pop())
-                answers = self.store.acquire(self.key, self.plan, [waiter.costs for waiter in asked])
+                answers = self.access.acquire(self.kind, self.waiting, [waiter.costs for waiter in asked])
                 left = []
                 for index, waiter in enumerate(asked):
                     answer = answers[index]
                     if type(answer) is Wait:
                         left.append(waiter)
                         wait = wait or answer
+                        self._stands = True
                         continue
                     if type(answer) is Granted:
                         waiter.grant, waiter.state = answer, GRANTED
@@ -500,7 +509,7 @@ class Line:
             was_head = waiter.state is WAITING and self._remove(waiter)
             waiter.state = GONE
         if grant is not None:
-            self.store.settle(self.key, self.plan, (Report(grant, UNSENT),))
+            self.access.settle((Report(grant, UNSENT),))
         return was_head or grant is not None
 
     # Errors

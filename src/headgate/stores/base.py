@@ -54,8 +54,11 @@ class SharedStore(Store, Protocol):
     def acquire_for(self, key: str, plan: Plan, lines: Sequence[Line]) -> list[list[Decision]]:
         """Answer what this process wants in each class; see :func:`headgate.core.together.acquire`."""
 
-    def settle_for(self, key: str, plan: Plan, reports: Sequence[Report]) -> None:
-        """Book what became of calls, each settlement once, and give a hint to whoever may go now."""
+    def settle_for(self, key: str, plan: Plan, reports: Sequence[Report]) -> bool:
+        """Book what became of calls, each settlement once, and give a hint to whoever may go now.
+
+        Returns whether that is this process itself.
+        """
 
     def beat(self, key: str, plan: Plan) -> None:
         """Say that this process is alive and keeps what it holds."""

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Lock
 
-from headgate.core import decide
+from headgate.core import decide, together
 from headgate.core.model import Costs, Decision, Now, Report, new
 from headgate.core.plan import Plan
+from headgate.core.together import Line
 
 
 def _elapsed_clock() -> Callable[[], int]:
@@ -28,6 +29,10 @@ _wall_ns = time.time_ns
 def process_clock() -> Now:
     """The clocks of this machine."""
     return new(Now, (_elapsed_ns() // 1000, _wall_ns() // 1000))
+
+
+LEASE_US = 1 << 50
+"""This process outlives what it keeps here by no means, so its lease has no end."""
 
 
 class MemoryStore:
@@ -54,6 +59,19 @@ class MemoryStore:
         with self._lock:
             now = self.now()
             decide.settle(plan, reports, self._state(key, plan, now), now)
+
+    def acquire_for(self, key: str, plan: Plan, lines: Sequence[Line]) -> list[list[Decision]]:
+        """See :func:`headgate.core.together.acquire`: for classes, as there are no other processes here."""
+        with self._lock:
+            now = self.now()
+            return together.acquire(plan, "", lines, self._state(key, plan, now), now, LEASE_US)
+
+    def settle_for(self, key: str, plan: Plan, reports: Sequence[Report]) -> bool:
+        """See :func:`headgate.core.together.settle`."""
+        with self._lock:
+            now = self.now()
+            state = self._state(key, plan, now)
+            return together.settle(plan, "", 0, reports, state, now, LEASE_US) is not None
 
     def used(self, key: str, plan: Plan) -> tuple[int, ...]:
         with self._lock:
