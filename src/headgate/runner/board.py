@@ -37,6 +37,8 @@ from headgate.runner.waiting import STALE, Waiting
 charges = logging.getLogger("headgate.charges")
 """Tells of every reservation and settlement, at the level DEBUG."""
 
+DEADLINE, INTERRUPTED = "the deadline is over", "interrupted"
+"""Why those who wait for a run may stop it."""
 KEYS_REFUSED = 5
 """Refusals of the key in a row that mean that it has been revoked."""
 FIRST_QUIET_US, LONGEST_QUIET_US = SECOND // 4, 60 * SECOND
@@ -125,9 +127,10 @@ class Board:
             twin = self._known.get(call.digest) if self.dedup else None
             if twin is not None and self.dedup == "error":
                 raise DuplicateCall(f"a call with the digest {call.digest} is {twin.state} already")
+            recalled = twin is None and recall is not None and recall(call)
             self.figures.added += 1
             self._fact("added", call)
-            if twin is None and recall is not None and recall(call):
+            if recalled:
                 self.figures.succeeded += 1
                 self.figures.restored += 1
                 call.restored = True

@@ -244,6 +244,11 @@ class Checkpoint:
                 self._connection.close()
                 self._connection = None
 
+    def __del__(self) -> None:
+        connection = getattr(self, "_connection", None)  # there is none if it could not be opened
+        if connection is not None:
+            connection.close()
+
     def __enter__(self) -> Checkpoint:
         return self
 

@@ -57,6 +57,7 @@ class Engine:
         keep: keeps a result (call, value, Unix time of its end), before anybody is told of it; None for none.
         price: says anew what a call costs, if that changes as answers teach; None if not.
         loop: where the dispatcher and coroutines run.
+        on_end: called if that loop ends under it.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Engine:
         price: Callable[[Call[Any]], None] | None,
         loop: asyncio.AbstractEventLoop,
         threads: Threads,
+        on_end: Callable[[], None],
     ) -> None:
         self.loop = loop
         self._board = board
@@ -79,6 +81,7 @@ class Engine:
         self._keep = keep
         self._price = price
         self._threads = threads
+        self._on_end = on_end
         self._thread: int | None = None
         self._task: asyncio.Task[None] | None = None
         self._bell: asyncio.Future[None] | None = None
@@ -112,8 +115,7 @@ class Engine:
             self._board.fail(error)
         elif not self._closed:  # its loop is being taken down
             self._closed = True
-            self._board.stop("its event loop has ended")
-            self._board.cut()
+            self._on_end()
         _alive.discard(self)
 
     @property

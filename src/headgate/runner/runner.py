@@ -19,7 +19,7 @@ from headgate.limiter import Limiter
 from headgate.progress.view import KINDS as KINDS_OF_VIEW
 from headgate.progress.view import make_view
 from headgate.runner.bell import Bell, Interrupts
-from headgate.runner.board import Board, Dedup
+from headgate.runner.board import DEADLINE, INTERRUPTED, Board, Dedup
 from headgate.runner.call import DONE, Call, current
 from headgate.runner.events import KINDS, Kind, Listener
 from headgate.runner.interval import Interval, spacing
@@ -252,7 +252,7 @@ class Runner(Generic[P, R]):
             self._keep_what_lasts(self._memory.checkpoint, own=own)
         self._threads = Threads()
         self._engine: Engine | None = None
-        self._sessions = 0
+        self._sessions: list[asyncio.AbstractEventLoop] = []  # those who wait, by the loop they would have
         self._started = False
         self._pid = os.getpid()
         self._positions = 0
@@ -479,12 +479,16 @@ class Runner(Generic[P, R]):
             call.timeout = _positive(options["timeout"], "timeout")
         call.id = options.get("id", "")
         call._digest = options.get("digest")
+        if not isinstance(call._digest, str | None):
+            raise ConfigurationError(f"a digest is a text; got {call._digest!r}")
 
     def _price(self, call: Call[R]) -> None:
         plan = self.limiter.plan
         cost = self._cost
         if cost is not None:
             call.units = cost(*call.args, **call.kwargs) if callable(cost) else cost
+            if not isinstance(call.units, Mapping):
+                raise ConfigurationError(f"cost= makes a mapping of meters to units; got {call.units!r}")
         call.costs = plan.costs(call.units)
         for index, (units, rule) in enumerate(zip(call.costs, plan.rules, strict=True)):
             if units > rule.largest:
@@ -644,7 +648,7 @@ class Runner(Generic[P, R]):
             counts_known=counts_known,
             deadline=self._deadline if deadline is None else _positive(deadline, "deadline"),
             hold=lambda: self._hold(background_loop(), blocking=True),
-            release=self._release,
+            release=lambda: self._release(background_loop()),
             interrupts=interrupts or Interrupts(Bell()),
         )
 
@@ -661,8 +665,8 @@ class Runner(Generic[P, R]):
             counts_known=counts_known,
             deadline=self._deadline if deadline is None else _positive(deadline, "deadline"),
             hold=lambda: self._hold(_here()),
-            release=self._release,
-            is_last=lambda: self._sessions == 1,
+            release=lambda: self._release(_here()),
+            is_last=lambda: len(self._sessions) == 1 and not self._started,
         )
 
     def _not_closed(self) -> None:
@@ -694,15 +698,19 @@ class Runner(Generic[P, R]):
                 )
             if not self._sessions:
                 self._board.go()
-            self._sessions += is_session
+            if is_session:
+                self._sessions.append(loop)
             if not alive:
                 self._board.reclaim()
                 self._engine = self._make_engine(loop)
                 self._engine.start()
 
-    def _release(self) -> None:
+    def _release(self, loop: asyncio.AbstractEventLoop) -> None:
         with self.lock:
-            self._sessions -= 1
+            if loop in self._sessions:  # else this is a child process, or its loop was taken down
+                self._sessions.remove(loop)
+            if not self._sessions and self._started and self._board.stopped in (DEADLINE, INTERRUPTED):
+                self._board.go()  # that was the session's wish, not that of whoever started it
             self._close_engine()
 
     def _close_engine(self) -> None:
@@ -716,7 +724,7 @@ class Runner(Generic[P, R]):
     def _after_fork(self) -> None:
         if self._pid != os.getpid():  # threads, loops and calls on their way are in the parent
             self._pid = os.getpid()
-            self._sessions, self._started, self._engine = 0, False, None
+            self._sessions, self._started, self._engine = [], False, None
             self._threads = Threads()
             self._board.forked()
             self.lock = self._board.lock
@@ -736,7 +744,23 @@ class Runner(Generic[P, R]):
             price=self._price if self._judge.learn is not None else None,
             loop=loop,
             threads=self._threads,
+            on_end=self._engine_ended,
         )
+
+    def _engine_ended(self) -> None:
+        """The event loop of the engine is being taken down: its calls stand in line again."""
+        from headgate.runner.background import background_loop
+
+        with self.lock:
+            ended, self._engine = self._engine, None
+            left = [loop for loop in self._sessions if ended is not None and loop is not ended.loop]
+        if not left:
+            self._board.stop("its event loop has ended")
+        self._board.cut()
+        with self.lock:
+            if left and self._sessions and self._engine is None:  # others go on, on the loop of the process
+                self._engine = self._make_engine(background_loop())
+                self._engine.start()
 
     def _get_going(self, loop: asyncio.AbstractEventLoop, *, blocking: bool) -> None:
         """Somebody waits: begin if nothing runs, until all is settled."""
@@ -748,7 +772,7 @@ class Runner(Generic[P, R]):
                     self._hold(loop, is_session=False, blocking=True)  # says why not
                 return
             self._hold(loop, blocking=blocking)
-        self._board.when(self._board.is_settled, self._release, at_rest=True)
+        self._board.when(self._board.is_settled, lambda: self._release(loop), at_rest=True)
 
     def wait_for(self, call: Call[Any], timeout: float | None) -> None:
         """See :meth:`Call.result`."""

@@ -13,7 +13,7 @@ from types import TracebackType
 from headgate.errors import RunStopped
 from headgate.progress.view import View
 from headgate.runner.bell import Interrupts
-from headgate.runner.board import Board
+from headgate.runner.board import DEADLINE, INTERRUPTED, Board
 from headgate.runner.outcome import log
 from headgate.runner.status import Watch
 
@@ -78,13 +78,17 @@ class Session:
                     self.show()
                 finally:
                     self._view.close()
+                    self._let_go()
                 struck = self.interrupts.count - struck
             if struck and not self.interrupts.entered:
                 raise KeyboardInterrupt
         finally:
-            if self._held:
-                self._held = False
-                self._release()
+            self._let_go()  # where a Ctrl-C came before it could be held off
+
+    def _let_go(self) -> None:
+        if self._held:
+            self._release()
+            self._held = False
 
     def show(self) -> None:
         """The present state, in the view."""
@@ -151,11 +155,11 @@ class Session:
             if now >= self._cut_at:
                 self._board.cut()
         elif self._due is not None and now >= self._due:
-            self._board.stop("the deadline is over")
+            self._board.stop(DEADLINE)
             self._cut_at = now + GRACE_SECONDS
 
     def _interrupted(self) -> None:
-        self._board.stop("interrupted")
+        self._board.stop(INTERRUPTED)
         flying = self._board.live
         if flying:
             self._view.note(
@@ -164,7 +168,7 @@ class Session:
 
     def abandon(self) -> None:
         """Wait for nothing."""
-        self._board.stop("interrupted")
+        self._board.stop(INTERRUPTED)
         self._board.cut()
 
     def check(self) -> None:
@@ -211,7 +215,7 @@ class AsyncSession:
         self._ticker = asyncio.create_task(self._show_on())
         if self._deadline is not None:
             self._timers = [
-                loop.call_later(self._deadline, self._board.stop, "the deadline is over"),
+                loop.call_later(self._deadline, self._board.stop, DEADLINE),
                 loop.call_later(self._deadline + GRACE_SECONDS, self._board.cut),
             ]
         return self
@@ -224,7 +228,7 @@ class AsyncSession:
         if self._ticker is not None:
             self._ticker.cancel()
         if isinstance(error, asyncio.CancelledError | KeyboardInterrupt) and self._is_last():
-            self._board.stop("interrupted")
+            self._board.stop(INTERRUPTED)
             self._board.cut()
         self._watch.show(self._view)
         self._view.close()
