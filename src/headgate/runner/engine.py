@@ -58,6 +58,7 @@ class Engine:
         price: says anew what a call costs, if that changes as answers teach; None if not.
         loop: where the dispatcher and coroutines run.
         on_end: called if that loop ends under it.
+        current: the engine that starts calls now; None if none does.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Engine:
         loop: asyncio.AbstractEventLoop,
         threads: Threads,
         on_end: Callable[[], None],
+        current: Callable[[], Engine | None],
     ) -> None:
         self.loop = loop
         self._board = board
@@ -82,6 +84,7 @@ class Engine:
         self._price = price
         self._threads = threads
         self._on_end = on_end
+        self._current = current
         self._thread: int | None = None
         self._task: asyncio.Task[None] | None = None
         self._bell: asyncio.Future[None] | None = None
@@ -345,14 +348,25 @@ class Engine:
             self._returned(attempt, value, failed)
 
     def _hand_over(self, attempt: Attempt, value: Any) -> None:
-        """From a thread to the loop, to be awaited there; the call stands in line again if there is none."""
-        attempt.handed = self.loop, value
+        """From a thread to the loop of the engine that is alive now, to be awaited there.
+
+        If there is none, the call stands in line again: what has not begun can be had anew.
+        """
+        engine = self._current()
         context = contextvars.copy_context()
         try:
-            self.loop.call_soon_threadsafe(
-                lambda: self._make_task(attempt, self._see_through(attempt, value), context)
-            )
+            if engine is None or not engine.alive:
+                raise RuntimeError("nobody would await it")
+            attempt.handed = engine.loop, value
+            engine.loop.call_soon_threadsafe(engine._receive, attempt, value, context)
         except RuntimeError:
+            close(value)
+            self._board.interrupted(attempt)
+
+    def _receive(self, attempt: Attempt, value: Any, context: contextvars.Context) -> None:
+        if self.alive:
+            self._make_task(attempt, self._see_through(attempt, value), context)
+        else:  # this is one of the loop's last turns
             close(value)
             self._board.interrupted(attempt)
 

@@ -745,6 +745,7 @@ class Runner(Generic[P, R]):
             loop=loop,
             threads=self._threads,
             on_end=self._engine_ended,
+            current=lambda: self._engine,
         )
 
     def _engine_ended(self) -> None:
