@@ -81,7 +81,7 @@ def test_the_example_with_a_runner_works(tmp_path: Path, monkeypatch: pytest.Mon
         return [url.upper()]
 
     for _ in range(2):  # the second time, everything is known
-        frame = {"url": ["a", "b"]}
+        frame: dict[str, list[object]] = {"url": ["a", "b"]}
         exec(block[1], {"tag_image": tag_image, "frame": frame})
         assert frame["tags"] == [["A"], ["B"]]
     assert sorted(calls) == ["a", "b"]
