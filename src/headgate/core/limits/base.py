@@ -259,3 +259,22 @@ class Calls(Holds):
         ``answered_before`` is the count of answered units at its grant.
         """
         return since(state[self.given], answered_before) - (0 if self.late else cost)
+
+
+class Holding:
+    """The answers of a rule that keeps its holds in ``calls`` to what becomes of those that nobody settles."""
+
+    __slots__ = ()
+    calls: Calls
+
+    @property
+    def pins(self) -> bool:
+        return not self.calls.lapses
+
+    def orphan(self, state: State, alive_at: int) -> None:
+        """See :class:`Rule`."""
+        self.calls.orphan(state, alive_at)
+
+    def abandon(self, state: State, units: int, alive_at: int) -> None:
+        """See :class:`Rule`."""
+        self.calls.abandon(state, units, alive_at)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from headgate.core import calendar
 from headgate.core.clock import Alive
-from headgate.core.limits.base import PACED_START_US, TURN, Calls, Marks, State
+from headgate.core.limits.base import PACED_START_US, TURN, Calls, Holding, Marks, State
 from headgate.core.model import NEVER, SECOND, Limit, Now, Outcome, Reading
 from headgate.core.scale import Scale
 
@@ -56,7 +56,7 @@ CLOCK_ERROR_US = 5_000
 CALENDAR_ERROR_US = SECOND
 
 
-class FixedWindow:
+class FixedWindow(Holding):
     """At most ``amount`` between one edge and the next."""
 
     __slots__ = ("amount", "calls", "error_us", "largest", "limit", "scale", "transit_us")
@@ -239,16 +239,6 @@ class FixedWindow:
         self.settle(state, cost, marks, "answered", cost, at, alive_at)
         state[USED] = max(state[USED], self.amount)
         state[PACED_FROM] = -1
-
-    def orphan(self, state: State, alive_at: int) -> None:
-        self.calls.orphan(state, alive_at)
-
-    @property
-    def pins(self) -> bool:
-        return not self.calls.lapses
-
-    def abandon(self, state: State, units: int, alive_at: int) -> None:
-        self.calls.abandon(state, units, alive_at)
 
     def overdue(self, state: State, cost: int, charge: int) -> None:
         if charge > cost:

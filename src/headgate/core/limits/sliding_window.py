@@ -17,7 +17,7 @@ one probe whose answer may tell what is left. Windows above five minutes are bel
 from __future__ import annotations
 
 from headgate.core.clock import Alive
-from headgate.core.limits.base import PACED_START_US, TURN, Calls, Edgeless, Marks, State, since
+from headgate.core.limits.base import PACED_START_US, TURN, Calls, Edgeless, Holding, Marks, State, since
 from headgate.core.model import NEVER, SECOND, Limit, Now, Outcome, Reading
 from headgate.core.scale import stretched
 
@@ -33,7 +33,7 @@ GHOST = LOG + RING
 HOLDS = GHOST + RING
 
 
-class SlidingWindow(Edgeless):
+class SlidingWindow(Holding, Edgeless):
     """At most ``amount`` in any ``period``."""
 
     __slots__ = ("amount", "calls", "largest", "limit", "period_us", "slot_us", "transit_us")
@@ -184,16 +184,6 @@ class SlidingWindow(Edgeless):
         """The window is full of somebody's calls; nobody says when they leave, so pace through it."""
         self.settle(state, cost, marks, "answered", cost, at, alive_at)
         self._pace(state, max(self.amount - self.used(state), 0), at)
-
-    def orphan(self, state: State, alive_at: int) -> None:
-        self.calls.orphan(state, alive_at)
-
-    @property
-    def pins(self) -> bool:
-        return not self.calls.lapses
-
-    def abandon(self, state: State, units: int, alive_at: int) -> None:
-        self.calls.abandon(state, units, alive_at)
 
     def overdue(self, state: State, cost: int, charge: int) -> None:
         if charge > cost:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 
 from headgate.core.clock import Alive
-from headgate.core.limits.base import TURN, Calls, Edgeless, Marks, State, since
+from headgate.core.limits.base import TURN, Calls, Edgeless, Holding, Marks, State, since
 from headgate.core.model import SECOND, Limit, Now, Outcome, Reading
 from headgate.core.scale import FULL_BITS, Scale, stretched
 
@@ -35,7 +35,7 @@ which the calls without an answer have lapsed."""
 _DEEPEST = -(1 << FULL_BITS + 8)
 
 
-class TokenBucket(Edgeless):
+class TokenBucket(Holding, Edgeless):
     """At ``amount`` per period, up to ``burst`` at once."""
 
     __slots__ = ("burst", "calls", "full", "largest", "limit", "most", "shift", "transit_us", "unit")
@@ -187,16 +187,6 @@ class TokenBucket(Edgeless):
         self.settle(state, cost, marks, "unsent", 0, at, alive_at)
         state[LEVEL] = min(state[LEVEL], 0)
         self._charge(state, cost)
-
-    def orphan(self, state: State, alive_at: int) -> None:
-        self.calls.orphan(state, alive_at)
-
-    @property
-    def pins(self) -> bool:
-        return not self.calls.lapses
-
-    def abandon(self, state: State, units: int, alive_at: int) -> None:
-        self.calls.abandon(state, units, alive_at)
 
     def overdue(self, state: State, cost: int, charge: int) -> None:
         if charge > cost:
