@@ -262,7 +262,7 @@ class Calls(Holds):
 
 
 class Holding:
-    """The answers of a rule that keeps its holds in ``calls`` to what becomes of those that nobody settles."""
+    """What a rule that keeps its holds in ``calls`` answers about those that nobody settles."""
 
     __slots__ = ()
     calls: Calls
