@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from headgate.core.crowd import NORMAL
@@ -20,8 +20,20 @@ from headgate.core.together import Line as Wishes
 from headgate.errors import ConfigurationError
 from headgate.stores.base import SharedStore, Store
 
-if TYPE_CHECKING:
-    from headgate.waiters import Line
+
+class Standing(Protocol):
+    """A line of this process, as far as it matters here."""
+
+    @property
+    def kind(self) -> int:
+        """Its class."""
+
+    @property
+    def waiting(self) -> int:
+        """How many stand in it."""
+
+    def serve(self) -> None:
+        """Ask for those in front."""
 
 
 class Access:
@@ -36,7 +48,7 @@ class Access:
         self.key = key
         self.plan = plan
         self.together = store.shared
-        self.lines: WeakValueDictionary[int, Line] = WeakValueDictionary()
+        self.lines: WeakValueDictionary[int, Standing] = WeakValueDictionary()
         self._lock = threading.Lock()
         self._listening: Callable[[], None] | None = None
 

@@ -92,10 +92,11 @@ def line_of(store: Store, key: str, plan: Plan, kind: int = NORMAL) -> Line:
     """
     access = access_to(store, key, plan)
     with _registry:
-        line = access.lines.get(kind)
-        if line is None:
-            line = access.lines[kind] = Line(access, kind)
-            access.use_class(kind)
+        known = access.lines.get(kind)
+        if isinstance(known, Line):
+            return known
+        line = access.lines[kind] = Line(access, kind)
+        access.use_class(kind)
         return line
 
 

@@ -430,6 +430,28 @@ def test_a_coroutine_that_comes_while_its_loop_ends_keeps_no_other_run_waiting()
     assert_nothing_is_left(runner)
 
 
+@pytest.mark.parametrize("turns", range(8))
+def test_a_loop_that_ends_between_two_turns_leaves_its_work_to_another_run(turns: int) -> None:
+    server = Server("coroutine function")
+    runner = quiet(server.function, Limiter("concurrency=1", store=MemoryStore()), max_concurrent=1)
+    calls = [runner.schedule(key) for key in (1, 2, 3)]
+    others: list[InThread[Any]] = []
+
+    async def main() -> None:
+        task = asyncio.create_task(runner.run_async())
+        await asyncio.sleep(0)
+        others.append(InThread(runner.run))
+        wait_until(lambda: len(runner._sessions) == 2)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert not task.done()
+
+    asyncio.run(main())
+    assert others[0].result().results == [2, 4, 6]
+    assert all(call.done() for call in calls)
+    assert_nothing_is_left(runner)
+
+
 def test_calls_scheduled_while_the_loop_stands_still_start_when_it_turns_again() -> None:
     server = Server("coroutine function")
     runner = quiet(server.function)

@@ -374,6 +374,7 @@ class Board:
                     self.interrupted(attempt)
                 else:
                     self.unsent(attempt)
+        self.wake()
 
     def forked(self) -> None:
         """This is a child process: what ran, runs in the parent."""

@@ -283,6 +283,17 @@ class Engine:
 
     def _make_task(self, attempt: Attempt, work: Any, context: contextvars.Context) -> None:
         attempt.task = self.loop.create_task(work, context=context)  # kept by the board while it runs
+        attempt.task.add_done_callback(lambda _: self._bury(attempt))
+
+    def _bury(self, attempt: Attempt) -> None:
+        """A task that its loop cancels before the first step never gets to say so itself."""
+        if not attempt.stepped and attempt in self._board.running:
+            self._stop_timer(attempt)
+            if attempt.handed is not None:
+                close(attempt.handed[1])
+                self._board.interrupted(attempt)
+            else:
+                self._board.unsent(attempt)
 
     def _may_go(self, attempt: Attempt) -> bool:
         """Whether the function is still to be called, and in time; otherwise all is given back."""

@@ -51,6 +51,9 @@ MOST_COROUTINES, MOST_THREADS, MOST_UNLIMITED = 1000, 256, 64
 """How many calls run at once if nobody says: coroutines or threads under limits, or anything without a
 limit."""
 
+CLOSING_SECONDS = 0.5
+"""What an event loop that is taken down may need to be closed."""
+
 Units = Mapping[str, int]
 Limits = Limiter | Limit | str | Iterable[Limit | str] | None
 
@@ -760,8 +763,11 @@ class Runner(Generic[P, R]):
         self._board.cut()
         with self.lock:
             if left and self._sessions and self._engine is None:  # others go on, on the loop of the process
-                self._engine = self._make_engine(background_loop())
+                loop = background_loop()
+                self._engine = self._make_engine(loop)
                 self._engine.start()
+                # What the other loop leaves lying is found when it is closed, a moment from now.
+                loop.call_soon_threadsafe(loop.call_later, CLOSING_SECONDS, self._board.reclaim)
 
     def _get_going(self, loop: asyncio.AbstractEventLoop, *, blocking: bool) -> None:
         """Somebody waits: begin if nothing runs, until all is settled."""

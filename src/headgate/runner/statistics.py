@@ -53,12 +53,12 @@ class Statistics:
     """Figures since the runner was made; times in seconds.
 
     Attributes:
-        count: calls that were started and have ended for good.
+        count: calls that have ended for good, those that came from the checkpoint left out.
         succeeded, failed, skipped: how. ``restored`` are those of ``succeeded`` that came from the
             checkpoint.
         attempts: how often the function was called.
         refused: attempts that the server refused for its rate.
-        retries: attempts after the first of their call.
+        retries: how often a call was to be sent again.
         timeouts: attempts that took too long.
         seconds: from the first start to the last end.
         throughput: calls that succeeded here, per second of that.

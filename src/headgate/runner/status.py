@@ -25,6 +25,7 @@ class Watch:
         self._used = [Pace() for _ in board.limiter.limits]
         figures = board.figures
         self._base = figures.succeeded + figures.failed + figures.skipped
+        self._failed, self._refused, self._retried = figures.failed, figures.refused, figures.retried
 
     def show(self, view: View) -> None:
         """Show it; a view that cannot be written to any more ends nobody's work."""
@@ -69,11 +70,11 @@ class Watch:
         return Status(
             done=done,
             total=total,
-            failed=figures.failed,
+            failed=figures.failed - self._failed,
             in_flight=len(board.running),
             waiting=board.size(),
-            refused=figures.refused,
-            retries=figures.retried,
+            refused=figures.refused - self._refused,
+            retries=figures.retried - self._retried,
             rate=rate,
             p50=figures.latency.quantile(0.5),
             p95=figures.latency.quantile(0.95),
