@@ -314,6 +314,13 @@ class Board:
                 self.live -= 1
 
     def _return(self, call: Call[Any]) -> None:
+        """Back in line, as if it had not begun; unless nobody waits for it any more."""
+        if call.dropped:
+            self._fail(call, CallCancelled(f"call {call.id}: nobody waits for it any more"))
+        else:
+            self._stand_again(call)
+
+    def _stand_again(self, call: Call[Any]) -> None:
         call.state = WAITING
         self.waiting.restore(call)
 
@@ -473,7 +480,7 @@ class Board:
                         self.asleep = [entry for entry in self.asleep if entry[2].state is ASLEEP]
                         heapify(self.asleep)
                 else:
-                    self._return(call)
+                    self._stand_again(call)
             case GiveUp(reason):
                 if outcome.kind in SPENDS_NO_ATTEMPT:
                     seconds = (now.elapsed_us - (call.first_throttled_us or 0)) / SECOND

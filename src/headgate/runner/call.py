@@ -65,6 +65,7 @@ class Call(Generic[R]):
         "cancelled",
         "context",
         "costs",
+        "dropped",
         "elapsed_us",
         "entry",
         "error",
@@ -106,6 +107,7 @@ class Call(Generic[R]):
         self.restored = False
         self.shares = False  # it waits for the result of a twin
         self.cancelled = False
+        self.dropped = False  # nobody waits for it: it is seen through, but not begun again
         self.queued = self.started = self.finished = 0.0  # Unix seconds
         self.elapsed_us = 0
         self.first_throttled_us: int | None = None

@@ -93,6 +93,7 @@ class Engine:
         self._dirty = False
         self._ringing = False
         self._closed = False
+        self.taken_down = False  # its loop has ended under it
         self._waited_until_us = 0
 
     # Going and stopping
@@ -117,7 +118,7 @@ class Engine:
         if error is not None:
             self._board.fail(error)
         elif not self._closed:  # its loop is being taken down
-            self._closed = True
+            self._closed = self.taken_down = True
             self._on_end()
         _alive.discard(self)
 
@@ -363,10 +364,10 @@ class Engine:
 
         If there is none, the call stands in line again: what has not begun can be had anew.
         """
-        engine = self._current()
+        engine = self._current() or self
         context = contextvars.copy_context()
         try:
-            if engine is None or not engine.alive:
+            if engine.taken_down:
                 raise RuntimeError("nobody would await it")
             attempt.handed = engine.loop, value
             engine.loop.call_soon_threadsafe(engine._receive, attempt, value, context)
@@ -375,7 +376,7 @@ class Engine:
             self._board.interrupted(attempt)
 
     def _receive(self, attempt: Attempt, value: Any, context: contextvars.Context) -> None:
-        if self.alive:
+        if not self.taken_down:
             self._make_task(attempt, self._see_through(attempt, value), context)
         else:  # this is one of the loop's last turns
             close(value)

@@ -154,8 +154,10 @@ class Stream(Generic[T]):
         if self._failed and self._ordered and self._give is not value_or_error:
             log.warning("%d calls failed and gave None; the first: %r", self._failed, self._first_error)
         for call in list(self._out):
-            if self._owns and call.state in (WAITING, ASLEEP):
-                call.cancel()
+            if self._owns:
+                call.dropped = True
+                if call.state in (WAITING, ASLEEP):
+                    call.cancel()
         self._out.clear()
 
     # With async for
