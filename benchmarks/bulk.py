@@ -164,5 +164,5 @@ def run(share: float) -> Table:
         texts=1,
         note=f"A call sleeps for {SECONDS * 1000:g} ms. headgate waits for permits, keeps a record of each "
         "call and settles it; `run` and `for` hand calls over to a loop in another thread. aiometer's rate "
-        "starts calls one by one, 1 µs apart as asked. rate_limited gets a tenth of the calls.",
+        "starts calls one by one, 1 µs apart as asked.",
     )
