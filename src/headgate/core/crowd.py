@@ -17,7 +17,6 @@ Plain integers in lists, like all state. This module knows costs and instants (s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeAlias
 
 from headgate.core.model import NEVER, Costs
@@ -144,21 +143,25 @@ def _waiters(crowd: Crowd, kind: int) -> list[Ticket]:
     return [member.tickets[kind] for member in crowd.members.values() if member.tickets[kind][WAITING]]
 
 
-def ahead(crowd: Crowd, member: Member, kind: int, at: int) -> list[Ticket]:
-    """The places in line whose turn comes before this client's in this class; empty if it is its turn."""
-    found: list[Ticket] = []
+def ahead(crowd: Crowd, member: Member, kind: int, at: int) -> list[tuple[Ticket, int]]:
+    """The places in line whose turn comes before this client's in this class; empty if it is its turn.
+
+    Each with what it has been served less, in µs of the limit.
+    """
+    found: list[tuple[Ticket, int]] = []
     own = member.tickets[kind]
     for other in CLASSES:
         if other == kind:
             found += [
-                ticket
+                (ticket, own[SERVED] - ticket[SERVED])
                 for ticket in _waiters(crowd, kind)
                 if ticket is not own and ticket[SERVED] + SLACK_US < own[SERVED] and _comes(ticket, at)
             ]
         elif crowd.served[other] + SLACK_US < crowd.served[kind]:
             first = [ticket for ticket in _waiters(crowd, other) if _comes(ticket, at)]
             if first:
-                found.append(min(first, key=_served))
+                lag = (crowd.served[kind] - crowd.served[other]) * max(crowd.shares[other], 1) // 100
+                found.append((min(first, key=_served), lag))
     return found
 
 
@@ -179,16 +182,6 @@ def serve(crowd: Crowd, member: Member, kind: int, weight_us: int) -> None:
         crowd.floors[kind] = max(crowd.floors[kind], min(waiting))
     ticket[SERVED] += weight_us
     crowd.served[kind] += weight_us * 100 // max(crowd.shares[kind], 1)
-
-
-def heads(rules: int, tickets: Sequence[Ticket], costs: Costs) -> list[int]:
-    """What has to be there for all of them and then for ``costs``."""
-    return [costs[index] + sum(ticket[HEAD + index] for ticket in tickets) for index in range(rules)]
-
-
-def told(ticket: Ticket, until: int) -> None:
-    """It was told to come at that instant."""
-    ticket[DUE] = until
 
 
 def first_in_turn(crowd: Crowd, at: int) -> list[tuple[str, int]]:

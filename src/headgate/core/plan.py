@@ -70,7 +70,7 @@ class Plan:
     def meters(self) -> frozenset[str]:
         return self._meters
 
-    def weight_us(self, costs: Costs) -> int:
+    def weight_us(self, costs: Sequence[int]) -> int:
         """The time that it takes the slowest limit to bring back a call's cost; how much of a turn it is."""
         longest = 1
         for limit, cost in zip(self.limits, costs, strict=True):

@@ -14,7 +14,7 @@ from headgate.core import decide
 from headgate.core.clock import FLYING, record_answer, record_end
 from headgate.core.crowd import DUE, HEAD, WAITING, Crowd, Member, Ticket
 from headgate.core.decide import State
-from headgate.core.model import NEVER, SECOND, Costs, Decision, Granted, Now, Report, Wait, new
+from headgate.core.model import SECOND, Costs, Decision, Granted, Now, Report, Wait, new
 from headgate.core.plan import Plan
 
 LOOK_US = SECOND
@@ -96,13 +96,11 @@ def _in_turn(
     ticket = member.tickets[line.kind]
     ticket[HEAD:] = costs
     others = crowds.ahead(crowd, member, line.kind, at)
-    if others:
-        refused = decide.too_large(plan.rules, costs)
-        if refused is None:
-            return _let_pass(plan, ticket, others, costs, state, at)
-        answer: Decision = refused
-    else:
-        answer = decide.decide_one(plan, costs, state, now, at, alive_at)
+    if others and decide.too_large(plan.rules, costs) is None:
+        wait = _let_pass(plan, ticket, others, costs, state, at)
+        if wait is not None:
+            return wait
+    answer = decide.decide_one(plan, costs, state, now, at, alive_at)
     if type(answer) is Wait:
         until = min(answer.until_us, now.elapsed_us + LOOK_US)
         ticket[DUE] = until + state.steady[0]
@@ -119,22 +117,26 @@ def _in_turn(
 
 
 def _let_pass(
-    plan: Plan, ticket: Ticket, others: Sequence[Ticket], costs: Costs, state: State, at: int
-) -> Wait:
-    """Others go first: come when there is enough for them and then for this one, or when they are late."""
-    needed = tuple(
-        min(units, rule.largest)
-        for units, rule in zip(crowds.heads(len(plan.rules), others, costs), plan.rules, strict=True)
-    )
-    wait = decide.wait_for(plan, needed, state, at)
+    plan: Plan, ticket: Ticket, others: Sequence[tuple[Ticket, int]], costs: Costs, state: State, at: int
+) -> Wait | None:
+    """Others go first: come when there is enough for them to catch up, and then for this one.
+
+    None if there is now: whoever goes then delays none of them, and nothing is left idle while they are on
+    their way.
+    """
+    needed = list(costs)
+    for other, lag in others:
+        head = other[HEAD:]
+        calls = min(other[WAITING], max(lag // plan.weight_us(head), 1))
+        for index, cost in enumerate(head):
+            needed[index] += calls * cost
+    largest = [min(units, rule.largest) for units, rule in zip(needed, plan.rules, strict=True)]
+    wait = decide.wait_for(plan, tuple(largest), state, at)
+    if wait is None:
+        return None
     shift = state.steady[0]
-    until, rule = (at, 0) if wait is None else (min(wait.until_us, NEVER) + shift, wait.rule)
-    late = min(other[DUE] for other in others) + crowds.LATE_US + 1
-    if until >= NEVER or until <= at:  # there is enough for all, so they must be on their way
-        until = max(late, at + AT_LEAST_US) if late < NEVER else at + LOOK_US
-    until = min(max(until, at + AT_LEAST_US), at + LOOK_US)
-    ticket[DUE] = until
-    return Wait(until - shift, rule, False)
+    ticket[DUE] = min(max(wait.until_us + shift, at + AT_LEAST_US), at + LOOK_US)
+    return Wait(ticket[DUE] - shift, wait.rule, False)
 
 
 def settle(
