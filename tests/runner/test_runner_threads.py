@@ -463,3 +463,31 @@ def test_calls_scheduled_while_the_loop_stands_still_start_when_it_turns_again()
         assert [call.value for call in calls] == [2, 4]
         loop.run(runner.__aexit__(None, None, None))
     assert_nothing_is_left(runner)
+
+
+@pytest.mark.parametrize("dedup", [None, "share"])
+def test_what_a_stream_leaves_running_in_a_loop_that_ends_is_not_begun_again_but_for_others(
+    dedup: Any,
+) -> None:
+    called: Counter[int] = Counter()
+
+    async def function(key: int) -> int:
+        called[key] += 1
+        if key and called[key] == 1:
+            await asyncio.Event().wait()
+        return 2 * key
+
+    runner = quiet(function, dedup=dedup)
+    others: list[Call[int]] = []
+
+    async def main() -> None:
+        results: Any = aiter(runner.map(range(3)))
+        assert await anext(results) == 0
+        others.append(runner.schedule(2))  # with dedup, the twin of one that runs
+        await results.aclose()
+
+    asyncio.run(main())
+    assert InThread(runner.run).result().results == [4]
+    assert others[0].value == 4
+    assert called == {0: 1, 1: 1, 2: 2}
+    assert_nothing_is_left(runner)

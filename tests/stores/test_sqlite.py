@@ -799,7 +799,10 @@ def test_a_file_that_is_removed_in_use_is_made_anew_and_shared_again(path: Path,
     assert is_whole(path)
 
 
-def test_a_file_that_was_removed_is_not_made_anew_at_the_end(path: Path) -> None:
+def test_a_file_that_was_removed_is_not_made_anew_at_the_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "CHECK_SECONDS", 0)
     store, plan = SQLiteStore(path), plan_of("concurrency=3")
     store.settle_for("k", plan, reports(*granted(store, plan)))
     for name in path.parent.iterdir():

@@ -316,6 +316,7 @@ class Board:
     def _return(self, call: Call[Any]) -> None:
         """Back in line, as if it had not begun; unless nobody waits for it any more."""
         if call.dropped:
+            self._hand_on(call)
             self._fail(call, CallCancelled(f"call {call.id}: nobody waits for it any more"))
         else:
             self._stand_again(call)

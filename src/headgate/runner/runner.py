@@ -661,14 +661,15 @@ class Runner(Generic[P, R]):
         self._not_from_inside()
         from headgate.runner.session import AsyncSession
 
+        loop = _here()
         return AsyncSession(
             self._board,
             make_view(self._progress),
             total=total,
             counts_known=counts_known,
             deadline=self._deadline if deadline is None else _positive(deadline, "deadline"),
-            hold=lambda: self._hold(_here()),
-            release=lambda: self._release(_here()),
+            hold=lambda: self._hold(loop),
+            release=lambda: self._release(loop),
             is_last=lambda: len(self._sessions) == 1 and not self._started,
         )
 
@@ -699,6 +700,7 @@ class Runner(Generic[P, R]):
                 raise RuntimeError(
                     "waiting here would stop the event loop that has to do the work: use the form with await"
                 )
+            self._sessions = [other for other in self._sessions if not other.is_closed()]
             if not self._sessions:
                 self._board.go()
             if is_session:
