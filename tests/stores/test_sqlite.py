@@ -34,7 +34,8 @@ from headgate.stores.memory import process_clock
 from headgate.stores.sqlite import SQLiteStore, open_url
 from headgate.testing import FakeClock
 from tests.runner.children import Child
-from tests.stores.conformance import ask, granted, line, plan_of, reports
+from tests.stores import conformance
+from tests.stores.conformance import Open, ask, granted, line, plan_of, reports
 from tests.waiting import InThread, wait_until
 
 PRELUDE = """
@@ -466,6 +467,24 @@ def test_a_hint_that_has_been_followed_is_not_given_again(path: Path, opened: Op
         stop()
 
 
+@pytest.mark.parametrize("alone", [0, 1_000], ids=["in one statement", "in a transaction"])
+def test_a_hint_that_was_not_followed_is_given_again(
+    path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch, alone: int
+) -> None:
+    monkeypatch.setattr(sqlite, "ALONE", alone)
+    clock, plan = FakeClock(), plan_of("concurrency=2")
+    holder, waiter = opened(path, clock), opened(path, clock)
+    grants = granted(holder, plan, 2)
+    ask(waiter, plan)
+    heard: list[int] = []
+    stop = waiter.listen("k", partial(_note, heard))
+    for count, grant in enumerate(grants, 1):
+        assert holder.used("k", plan) == (3 - count,)
+        holder.settle_for("k", plan, reports(grant))
+        wait_until(lambda count=count: len(heard) >= count)  # type: ignore[misc]  # it is a bool
+    stop()
+
+
 # Threads
 
 
@@ -569,6 +588,27 @@ def test_many_keys_take_turns_in_memory(path: Path, opened: Opened, monkeypatch:
     assert [store.used(str(number), plan) for number in range(9)] == [(2,)] * 9
     assert len(store._session._kept) == 2
     assert len(store._seats) <= 3
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        conformance.answers_as_the_core_does,
+        conformance.clients_see_what_each_other_did,
+        conformance.clients_in_turn_are_answered_as_the_core_does,
+    ],
+    ids=conformance.name_of,
+)
+def test_who_believes_to_be_alone_in_vain_answers_the_same(
+    path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch, law: Callable[[Open], None]
+) -> None:
+    monkeypatch.setattr(sqlite, "ALONE", 0)
+    monkeypatch.setattr(sqlite, "FEW", 100)
+
+    def open_one(clock: Callable[[], Now] | None = None) -> SQLiteStore:
+        return opened(path, clock or process_clock)
+
+    law(open_one)
 
 
 # Forks
@@ -773,10 +813,12 @@ def test_a_lock_of_others_is_waited_for(path: Path, opened: Opened, monkeypatch:
         asking.result()
 
 
-def test_a_step_that_fails_changes_nothing(path: Path, opened: Opened) -> None:
-    store, plan = opened(path), plan_of("tokens=9/s:burst=9:start=full", "concurrency=3")
-    clock = FakeClock()
-    store = opened(path, clock)
+@pytest.mark.parametrize("alone", [0, 1_000], ids=["in one statement", "in a transaction"])
+def test_a_step_that_fails_changes_nothing(
+    path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch, alone: int
+) -> None:
+    monkeypatch.setattr(sqlite, "ALONE", alone)
+    store, plan = opened(path, FakeClock()), plan_of("tokens=9/s:burst=9:start=full", "concurrency=3")
     granted(store, plan, tokens=2)
     with pytest.raises(IndexError):
         store.acquire("k", plan, [(1, 1), (1,)])

@@ -64,6 +64,8 @@ MOST_STATES = 64
 """Of so many keys the last state is remembered, so that it need not be read where nobody else has written."""
 ALONE = 8
 """After so many verbs in a row without another's between, the next is believed to be one of them too."""
+FEW = 4
+"""More decisions than that are too much to make in vain, should it not be one of them."""
 MOST_SEATS = 1_000
 """From so many keys on, those that have been silent for a lease are forgotten."""
 ANYONE = ""
@@ -143,10 +145,14 @@ class SQLiteStore:
     # As one client, as if nobody waited
 
     def acquire(self, key: str, plan: Plan, asks: Sequence[Costs]) -> list[Decision]:
-        return self._session.change(key, plan, lambda state, now: decide.acquire(plan, asks, state, now))[0]
+        return self._session.change(
+            key, plan, lambda state, now: decide.acquire(plan, asks, state, now), count=len(asks)
+        )[0]
 
     def settle(self, key: str, plan: Plan, reports: Sequence[Report]) -> None:
-        self._session.change(key, plan, lambda state, now: decide.settle(plan, reports, state, now))
+        self._session.change(
+            key, plan, lambda state, now: decide.settle(plan, reports, state, now), count=len(reports)
+        )
 
     def used(self, key: str, plan: Plan) -> tuple[int, ...]:
         return self._session.change(key, plan, lambda state, now: decide.used(plan, state, now))[0]
@@ -157,7 +163,10 @@ class SQLiteStore:
         session = self._session
         client = session.client
         answers, told = session.change(
-            key, plan, lambda state, now: together.acquire(plan, client, lines, state, now, LEASE_US)
+            key,
+            plan,
+            lambda state, now: together.acquire(plan, client, lines, state, now, LEASE_US),
+            count=sum(len(line.asks) for line in lines),
         )
         with self._lock:
             seat = self._speak(key, plan)
@@ -187,6 +196,7 @@ class SQLiteStore:
             key,
             plan,
             lambda state, now: together.settle(plan, client, 0, reports, state, now, LEASE_US),
+            count=len(reports),
             hints=True,
         )
         with self._lock:
@@ -412,6 +422,7 @@ class _Session:
         plan: Plan,
         step: Callable[[decide.State, Now], T],
         *,
+        count: int = 1,
         hints: bool = False,
         patience_seconds: float | None = None,
     ) -> tuple[T, int]:
@@ -420,6 +431,7 @@ class _Session:
         Args:
             key, plan: whose state, and its limits.
             step: anything of the core.
+            count: how many decisions that takes.
             hints: it returns the client that may go now, or None: those who listen are to be told.
             patience_seconds: how long to wait for others; None for as long as usual.
 
@@ -430,7 +442,7 @@ class _Session:
         while True:
             with self._lock:
                 try:
-                    return self._attempt(key, plan, step, hints=hints)
+                    return self._attempt(key, plan, step, count=count, hints=hints)
                 except (sqlite3.Error, OSError) as error:
                     if deadline is None:
                         patience = BUSY_SECONDS if patience_seconds is None else patience_seconds
@@ -450,14 +462,14 @@ class _Session:
         self.change(key, plan, step, hints=True, patience_seconds=patience_seconds)
 
     def _attempt(
-        self, key: str, plan: Plan, step: Callable[[decide.State, Now], T], *, hints: bool
+        self, key: str, plan: Plan, step: Callable[[decide.State, Now], T], *, count: int, hints: bool
     ) -> tuple[T, int]:
         """The transaction, under the lock."""
         name = _name(key)
         try:
             db = self._connection()
             kept = self._remembered(key, plan)
-            if kept.alone >= ALONE and kept.state is not None:
+            if count <= FEW and kept.alone >= ALONE and kept.state is not None:
                 done = self._attempt_alone(db, kept, kept.state, step, hints=hints)
                 if done is not None:
                     return done
