@@ -31,16 +31,24 @@ SLACK_US = 2_000
 """One may be served so much more than another, in time of the limit: turns of more than one call at high
 rates."""
 
+GHOST = "?"
+"""Stands for all who may hold something that nobody knows of, after a state was lost."""
+
 Ticket: TypeAlias = list[int]
-"""[waiting, served, due, costs of the head …]: how many wait, what was served (µs of the limit), until when
-it was told to wait."""
-WAITING, SERVED, DUE, HEAD = range(4)
+"""[waiting, served, due, weight, costs of the head …]: how many wait, what was served (µs of the limit),
+until when it was told to wait, what the head weighs (likewise µs)."""
+WAITING, SERVED, DUE, WEIGHT, HEAD = range(5)
+
+
+def no_ticket(rules: int, served: int = 0) -> Ticket:
+    """Nobody waits."""
+    return [0, served, 0, 1] + [0] * rules
 
 
 class Member:
     """One client."""
 
-    __slots__ = ("epoch", "flying", "pinned", "sequence", "tickets", "until")
+    __slots__ = ("adopted", "epoch", "flying", "pinned", "sequence", "tickets", "until")
 
     def __init__(
         self,
@@ -50,6 +58,7 @@ class Member:
         flying: int,
         pinned: list[int],
         tickets: list[Ticket],
+        adopted: int = 0,
     ) -> None:
         self.until = until  # end of its lease
         self.epoch = epoch  # tells this life of the client from an earlier one
@@ -57,9 +66,18 @@ class Member:
         self.flying = flying  # its calls that have not ended
         self.pinned = pinned  # units on each rule that only a settlement gives back
         self.tickets = tickets  # one for each class
+        self.adopted = adopted  # 1 if what it holds from an earlier life has been counted in this one
 
     def dump(self) -> list[object]:
-        return [self.until, self.epoch, self.sequence, self.flying, self.pinned, self.tickets]
+        return [
+            self.until,
+            self.epoch,
+            self.sequence,
+            self.flying,
+            self.pinned,
+            self.tickets,
+            self.adopted,
+        ]
 
 
 class Crowd:
@@ -81,27 +99,22 @@ class Crowd:
         self.served = served  # of each class, over its share
         self.floors = floors  # of each class: where a newcomer starts
 
-    def without_places(self, rules: int) -> Crowd:
-        """The same people under other limits: what they hold and where they stand is told anew."""
-        for member in self.members.values():
-            member.flying, member.pinned = 0, [0] * rules
-            member.tickets = [[0, ticket[SERVED], 0] + [0] * rules for ticket in member.tickets]
-        return self
-
     def dump(self) -> list[object]:
-        members = {name: member.dump() for name, member in self.members.items()}
+        members = [[name, *member.dump()] for name, member in self.members.items()]
         return [members, self.epochs, self.shares, self.served, self.floors]
 
 
-def fresh_crowd() -> Crowd:
-    """Nobody is there."""
-    return Crowd({}, 0, list(SHARES), [0] * len(SHARES), [0] * len(SHARES))
+def fresh_crowd(at: int) -> Crowd:
+    """Nobody is there. Lives are counted on from the instant, so that none is taken for one of a state that
+    was lost.
+    """
+    return Crowd({}, max(at, 0), list(SHARES), [0] * len(SHARES), [0] * len(SHARES))
 
 
 def load_crowd(data: list[object]) -> Crowd:
     """What :meth:`Crowd.dump` gave."""
     members, epochs, shares, served, floors = data
-    loaded = {name: Member(*parts) for name, parts in members.items()}  # type: ignore[attr-defined]  # JSON
+    loaded = {name: Member(*parts) for name, *parts in members}  # type: ignore[attr-defined]  # JSON
     return Crowd(loaded, epochs, shares, served, floors)  # type: ignore[arg-type]
 
 
@@ -110,7 +123,7 @@ def enter(crowd: Crowd, client: str, rules: int, at: int, lease_us: int) -> Memb
     member = crowd.members.get(client)
     if member is None:
         crowd.epochs += 1
-        tickets = [[0, 0, 0] + [0] * rules for _ in CLASSES]
+        tickets = [no_ticket(rules) for _ in CLASSES]
         member = crowd.members[client] = Member(0, crowd.epochs, 0, 0, [0] * rules, tickets)
     member.until = at + lease_us
     return member

@@ -11,6 +11,7 @@ do the others follow, from an empty bucket or through a paced window.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from headgate.core.clock import (
@@ -29,8 +30,8 @@ from headgate.core.clock import (
     steady_time,
     touch,
 )
-from headgate.core.crowd import Crowd, load_crowd
-from headgate.core.limits.base import Rule
+from headgate.core.crowd import GHOST, Crowd, Member, enter, fresh_crowd, load_crowd
+from headgate.core.limits.base import ADOPTED, PACED_START_US, Rule
 from headgate.core.limits.base import State as RuleState
 from headgate.core.model import (
     ANSWERED,
@@ -41,6 +42,7 @@ from headgate.core.model import (
     Costs,
     Decision,
     Granted,
+    Limit,
     Now,
     Refused,
     Report,
@@ -61,11 +63,14 @@ LONGEST_PAUSE_US = MINUTE
 PROBE_LEASE_US = MINUTE
 """A probe that nobody settles is forgotten after a minute; then another one goes."""
 
+GRANTS, SETTLED, REFUSED = range(3)
+LAST_REFUSALS = 8
+
 
 class State:
     """All that a store keeps for one key. ``dump`` and ``load`` turn it into plain JSON and back."""
 
-    __slots__ = ("alive", "crowd", "gates", "parts", "shut", "steady")
+    __slots__ = ("alive", "crowd", "gates", "parts", "paused", "refusals", "shut", "steady", "tally")
 
     def __init__(
         self,
@@ -73,25 +78,39 @@ class State:
         alive: Alive,
         parts: list[RuleState],
         gates: list[Gate],
-        shut: int = 0,
+        *,
+        paused: int = 0,
+        tally: list[int] | None = None,
+        refusals: list[list[int]] | None = None,
         crowd: Crowd | None = None,
     ) -> None:
         self.steady = steady
         self.alive = alive
         self.parts = parts
         self.gates = gates
-        self.shut = shut  # how many gates are not open
+        self.paused = paused  # nothing is granted until this steady instant; 0 if it may
+        self.tally = tally or [0, 0, 0]  # calls granted, calls settled, refusals of the server
+        self.refusals = refusals or []  # the last ones: [Unix time µs, rule, retry-after µs or -1]
         self.crowd = crowd  # where several draw on the key
+        self.shut = sum(map(bool, gates)) + (paused > 0)  # how many gates, this one included, are not open
 
     def dump(self) -> list[object]:
         whole: list[object] = [self.steady, self.alive, self.parts, self.gates]
+        whole += [self.paused, self.tally, self.refusals]
         return whole if self.crowd is None else [*whole, self.crowd.dump()]
 
     @classmethod
     def load(cls, data: list[Any]) -> State:
-        steady, alive, parts, gates, *crowd = data
+        steady, alive, parts, gates, paused, tally, refusals, *crowd = data
         return cls(
-            steady, alive, parts, gates, sum(map(bool, gates)), load_crowd(crowd[0]) if crowd else None
+            steady,
+            alive,
+            parts,
+            gates,
+            paused=paused,
+            tally=tally,
+            refusals=refusals,
+            crowd=load_crowd(crowd[0]) if crowd else None,
         )
 
 
@@ -152,6 +171,8 @@ def decide_one(plan: Plan, costs: Costs, state: State, now: Now, at: int, alive_
     """One ask, after :func:`advance`."""
     rules, parts = plan.rules, state.parts
     blocked = state.shut > 0
+    if blocked and 0 < state.paused <= at:
+        unpause(state)
     for index in plan.indexes:
         cost = costs[index]
         if cost and not rules[index].admits(parts[index], cost):
@@ -166,6 +187,7 @@ def decide_one(plan: Plan, costs: Costs, state: State, now: Now, at: int, alive_
             return wait
     probe = state.shut > 0 and _send_probes(state, costs, at)
     record_departure(state.alive, at)
+    state.tally[GRANTS] += 1
     marks = []
     for index in plan.indexes:
         cost = costs[index]
@@ -185,8 +207,10 @@ def too_large(rules: Sequence[Rule], costs: Costs) -> Refused | None:
 
 def wait_for(plan: Plan, costs: Costs, state: State, at: int) -> Wait | None:
     """The first instant at which every limit admits it, and the limit that is last to; None if that is
-    now.
+    now. While the key is paused, that is no limit (-1).
     """
+    if state.paused > at:
+        return Wait(state.paused - state.steady[0] if state.paused < NEVER else NEVER, -1)
     instant, blocking = at, -1
     moved = True
     while moved and instant < NEVER:
@@ -238,6 +262,7 @@ def settle(plan: Plan, reports: Sequence[Report], state: State, now: Now) -> Non
 
 def settle_one(plan: Plan, grant: Granted, signal: Signal, state: State, at: int, alive_at: int) -> None:
     """One report, after :func:`advance`."""
+    state.tally[SETTLED] += 1
     if signal is ANSWERED and not state.shut:
         rules, parts = plan.rules, state.parts
         costs, marks = grant.costs, grant.marks
@@ -264,6 +289,41 @@ def settle_one(plan: Plan, grant: Granted, signal: Signal, state: State, at: int
             for reading in signal.readings:
                 if reading.meter == rule.limit.meter:
                     rule.read(part, cost, mark, reading, grant.steady_us, at)
+
+
+def settle_late(
+    plan: Plan,
+    grant: Granted,
+    signal: Signal,
+    state: State,
+    at: int = 0,
+    alive_at: int = 0,
+    *,
+    pinned: bool,
+) -> None:
+    """One report of a call that was granted in an earlier life of its client.
+
+    Args:
+        pinned: what only a settlement gives back has been counted again in this life; else it was given up
+            with the client's lease. What lapses by itself needs no settlement.
+    """
+    state.tally[SETTLED] += 1
+    if len(grant.costs) != len(plan.rules):
+        return  # of other limits
+    throttle = signal.throttle
+    hit = _hit(throttle, plan, grant.costs) if throttle is not None and pinned else ()
+    for index, (rule, part, cost) in enumerate(zip(plan.rules, state.parts, grant.costs, strict=True)):
+        if not cost:
+            continue
+        if pinned and rule.pins:
+            if throttle is not None and index in hit:
+                rule.refused(part, cost, ADOPTED, at, alive_at)
+            else:
+                rule.settle(part, cost, ADOPTED, signal.outcome, charge_of(rule, cost, signal), at, alive_at)
+        elif signal.outcome == "answered":
+            rule.overdue(part, cost, charge_of(rule, cost, signal))
+        if throttle is not None and index in hit:
+            _shut(state, index, throttle, rule, grant, at)
 
 
 def charge_of(rule: Rule, cost: int, signal: Signal) -> int:
@@ -320,6 +380,23 @@ def _shut(state: State, index: int, throttle: Throttle, rule: Rule, grant: Grant
     else:
         until = at  # the level starts again below zero: that is the pause
     gate[UNTIL] = max(gate[UNTIL], until)
+    state.tally[REFUSED] += 1
+    asked = -1 if throttle.retry_after_us is None else throttle.retry_after_us
+    state.refusals.append([state.steady[2], index, asked])
+    del state.refusals[:-LAST_REFUSALS]
+
+
+def pause(state: State, until: int) -> None:
+    """Let nothing go until a steady instant (NEVER: until :func:`unpause`)."""
+    state.shut += state.paused == 0
+    state.paused = until
+
+
+def unpause(state: State) -> None:
+    """Let calls go again."""
+    if state.paused:
+        state.paused = 0
+        state.shut -= 1
 
 
 def _is_probe(gate: Gate, grant: Granted) -> bool:
@@ -343,6 +420,39 @@ def used(plan: Plan, state: State, now: Now) -> tuple[int, ...]:
     return tuple(rule.used(part) for rule, part in zip(plan.rules, state.parts, strict=True))
 
 
+def full(plan: Plan, now: Now) -> State:
+    """The state of a key that nobody has drawn on for as long as anything of it counts."""
+    return fresh(Plan([replace(limit, start="full") for limit in plan.limits]), now)
+
+
+def spent(plan: Plan, now: Now, lease_us: int, used: Sequence[int] | None = None) -> State:
+    """The state of a key after it was lost, while others may have drawn on it to the last unit.
+
+    Buckets are empty, windows are full, and slots are taken for one lease, within which whoever has some is
+    heard of. A window of more than five minutes, which nobody can wait for, goes on from what was known.
+
+    Args:
+        used: units that stood against each limit when it was last seen; None if nobody knows.
+    """
+    state = fresh(plan, now)
+    at = state.steady[0] + state.steady[1]
+    slots = [0] * len(plan.rules)
+    for index, rule in enumerate(plan.rules):
+        if rule.limit.kind == "concurrency":
+            slots[index] = rule.largest
+        if rule.limit.kind != "bucket" and rule.limit.period_us > PACED_START_US:
+            if used is not None:
+                known = replace(rule.limit, start=used[index])
+                state.parts[index] = Plan([known]).rules[0].fresh(now, at)
+        else:
+            state.parts[index] = rule.spent(now, at)
+    if any(slots):
+        crowd = state.crowd = fresh_crowd(at)
+        ghost = enter(crowd, GHOST, len(plan.rules), at, lease_us)
+        ghost.pinned = slots
+    return state
+
+
 def replan(old: Plan, new: Plan, state: State, now: Now) -> State:
     """The state under changed limits: those that are the same go on, the others start anew.
 
@@ -353,7 +463,9 @@ def replan(old: Plan, new: Plan, state: State, now: Now) -> State:
     }
     started = fresh(new, now)
     started.alive = state.alive
-    started.crowd = None if state.crowd is None else state.crowd.without_places(len(new.rules))
+    started.crowd = state.crowd
+    if started.crowd is not None:
+        started.crowd.members.clear()
     started.steady = state.steady
     at = steady_time(state.steady, now)
     started.parts = [
@@ -361,8 +473,53 @@ def replan(old: Plan, new: Plan, state: State, now: Now) -> State:
         for limit, rule in zip(new.limits, new.rules, strict=True)
     ]
     started.gates = [kept[limit][1] if limit in kept else [] for limit in new.limits]
-    started.shut = sum(map(bool, started.gates))
+    _carry(state, started)
     return started
+
+
+def _carry(state: State, changed: State) -> None:
+    """What has nothing to do with limits stays as it is."""
+    changed.paused, changed.tally, changed.refusals = state.paused, state.tally, state.refusals
+    changed.shut = sum(map(bool, changed.gates)) + (state.paused > 0)
+
+
+def retune(old: Plan, new: Plan, state: State, now: Now) -> State:
+    """The state under limits of the same meters in the same order, while calls are on their way.
+
+    What has been used stays used, what is on its way stays held. Limits of another kind or period start as
+    after a loss.
+    """
+    at, alive_at = advance(old, state, now)
+    changed = State(state.steady, state.alive, [], state.gates, crowd=state.crowd)
+    for before, after, part in zip(old.rules, new.rules, state.parts, strict=True):
+        if before.limit == after.limit:
+            changed.parts.append(part)
+        elif _alike(before.limit, after.limit):
+            changed.parts.append(after.carried(before, part, now, at, alive_at))
+        else:
+            spent_part = after.spent(now, at)
+            if after.pins and before.pins:
+                held = sum(member.pinned[len(changed.parts)] for member in _members(state))
+                after.adopt(spent_part, held)
+            changed.parts.append(spent_part)
+    _carry(state, changed)
+    if state.crowd is not None:
+        state.crowd.epochs = max(state.crowd.epochs, at)
+        for member in _members(state):  # their marks are of the old rules
+            state.crowd.epochs += 1
+            member.epoch, member.adopted = state.crowd.epochs, 1
+    return changed
+
+
+def _members(state: State) -> list[Member]:
+    return [] if state.crowd is None else list(state.crowd.members.values())
+
+
+def _alike(before: Limit, after: Limit) -> bool:
+    """Whether the one goes on in the other's state."""
+    return replace(before, amount=1, burst=before.burst and 1, start="auto", name="x") == replace(
+        after, amount=1, burst=after.burst and 1, start="auto", name="x"
+    )
 
 
 def lead(plan: Plan, state: State, units: Sequence[int], now: Now) -> None:

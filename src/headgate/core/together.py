@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from headgate.core import crowd as crowds
 from headgate.core import decide
 from headgate.core.clock import FLYING, record_answer, record_end
-from headgate.core.crowd import DUE, HEAD, WAITING, Crowd, Member, Ticket
+from headgate.core.crowd import DUE, HEAD, WAITING, WEIGHT, Crowd, Member, Ticket
 from headgate.core.decide import State
-from headgate.core.model import SECOND, Costs, Decision, Granted, Now, Report, Wait, new
+from headgate.core.model import SECOND, Costs, Decision, Granted, Now, Report, Signal, Wait, new
 from headgate.core.plan import Plan
 
 LOOK_US = SECOND
@@ -30,6 +31,55 @@ class Line:
     kind: int
     waiting: int
     asks: Sequence[Costs]
+
+
+@dataclass(frozen=True, slots=True)
+class Trade:
+    """All that a client says at once: what became of calls, what it still holds, what it wants.
+
+    Attributes:
+        sequence: of the settlement, counted by the client from 1; one that comes again is not booked again.
+            0 for none.
+        reports: what became of its calls.
+        holding: what it holds besides them: [calls in flight, units on each rule that only a settlement gives
+            back]; that is then what is held against it, whatever was believed. None to leave it as it is.
+        lines: one for each class in which it wants anything, or has wanted something before.
+    """
+
+    sequence: int = 0
+    reports: Sequence[Report] = ()
+    holding: Sequence[int] | None = None
+    lines: Sequence[Line] = ()
+
+
+class Traded(NamedTuple):
+    """The answer to a trade.
+
+    Attributes:
+        answers: to the asks of each line.
+        next: a client that may go now and waits; None if there is none.
+        epoch: which life of the client this is.
+        used: units that stand against each limit.
+    """
+
+    answers: list[list[Decision]]
+    next: str | None
+    epoch: int
+    used: Costs
+
+
+def trade(plan: Plan, client: str, deal: Trade, state: State, now: Now, lease_us: int) -> Traded:
+    """Settle, then count what is held, then answer asks; and say that the client is alive."""
+    if deal.reports:
+        settle(plan, client, deal.sequence, deal.reports, state, now, lease_us)
+    member = beat(plan, client, state, now, lease_us, deal.holding)
+    answers = acquire(plan, client, deal.lines, state, now, lease_us) if deal.lines else []
+    return Traded(
+        answers,
+        who_may_go(plan, state, now),
+        member.epoch,
+        tuple(rule.used(part) for rule, part in zip(plan.rules, state.parts, strict=True)),
+    )
 
 
 def acquire(
@@ -67,7 +117,7 @@ def _enter(
 ) -> tuple[Crowd, Member]:
     crowd = state.crowd
     if crowd is None:
-        crowd = state.crowd = crowds.fresh_crowd()
+        crowd = state.crowd = crowds.fresh_crowd(at)
     member = crowds.enter(crowd, client, len(plan.rules), at, lease_us)
     for gone in crowds.lapsed(crowd, at):
         release(plan, gone, state, alive_at)
@@ -94,6 +144,7 @@ def _in_turn(
     alive_at: int,
 ) -> Decision:
     ticket = member.tickets[line.kind]
+    ticket[WEIGHT] = weight_us = plan.weight_us(costs)
     ticket[HEAD:] = costs
     others = crowds.ahead(crowd, member, line.kind, at)
     if others and decide.too_large(plan.rules, costs) is None:
@@ -107,7 +158,7 @@ def _in_turn(
         return Wait(until, answer.rule, answer.firm)
     ticket[WAITING] = max(ticket[WAITING] - 1, 0)
     if type(answer) is Granted:
-        crowds.serve(crowd, member, line.kind, plan.weight_us(costs))
+        crowds.serve(crowd, member, line.kind, weight_us)
         member.flying += 1
         for index, rule in enumerate(plan.rules):
             if rule.pins:
@@ -127,7 +178,7 @@ def _let_pass(
     needed = list(costs)
     for other, lag in others:
         head = other[HEAD:]
-        calls = min(other[WAITING], max(lag // plan.weight_us(head), 1))
+        calls = min(other[WAITING], max(lag // other[WEIGHT], 1))
         for index, cost in enumerate(head):
             needed[index] += calls * cost
     largest = [min(units, rule.largest) for units, rule in zip(needed, plan.rules, strict=True)]
@@ -149,36 +200,38 @@ def settle(
             0 for none.
     """
     at, alive_at = decide.advance(plan, state, now)
-    crowd, member = _enter(plan, client, state, at, alive_at, lease_us)
-    if sequence and sequence <= member.sequence:
-        return None
-    member.sequence = max(member.sequence, sequence)
-    for grant, signal in reports:
-        if grant.epoch != member.epoch:
-            _settle_late(plan, Report(grant, signal), state)
-            continue
-        at, alive_at = decide.advance(plan, state, now)
-        if signal.outcome == "answered":
-            alive_at = record_answer(state.alive, grant.steady_us, at)
-        record_end(state.alive)
-        member.flying = max(member.flying - 1, 0)
-        for index, rule in enumerate(plan.rules):
-            if rule.pins:
-                member.pinned[index] = max(member.pinned[index] - grant.costs[index], 0)
+    _, member = _enter(plan, client, state, at, alive_at, lease_us)
+    if not sequence or sequence > member.sequence:
+        member.sequence = max(member.sequence, sequence)
+        for grant, signal in reports:
+            _settle_one(plan, member, grant, signal, state, now)
+    return who_may_go(plan, state, now)
+
+
+def _settle_one(plan: Plan, member: Member, grant: Granted, signal: Signal, state: State, now: Now) -> None:
+    if grant.epoch != member.epoch and not member.adopted:
+        decide.settle_late(plan, grant, signal, state, pinned=False)
+        return
+    at, alive_at = decide.advance(plan, state, now)
+    if signal.outcome == "answered":
+        alive_at = record_answer(state.alive, grant.steady_us, at)
+    record_end(state.alive)
+    member.flying = max(member.flying - 1, 0)
+    for index, rule in enumerate(plan.rules):
+        if rule.pins:
+            member.pinned[index] = max(member.pinned[index] - grant.costs[index], 0)
+    if grant.epoch == member.epoch:
         decide.settle_one(plan, grant, signal, state, at, alive_at)
-    return _who_may_go(plan, crowd, state, at)
+    else:
+        decide.settle_late(plan, grant, signal, state, at, alive_at, pinned=True)
 
 
-def _settle_late(plan: Plan, report: Report, state: State) -> None:
-    """Of a call that was given up with its client's lease; a hold that lapses by itself needs none."""
-    grant, signal = report
-    for rule, part, cost in zip(plan.rules, state.parts, grant.costs, strict=True):
-        if cost and signal.outcome == "answered":
-            rule.overdue(part, cost, decide.charge_of(rule, cost, signal))
-
-
-def _who_may_go(plan: Plan, crowd: Crowd, state: State, at: int) -> str | None:
-    """The client whose turn it is, if what it waits for is there."""
+def who_may_go(plan: Plan, state: State, now: Now) -> str | None:
+    """The client whose turn it is, if it was told to wait and need not."""
+    crowd = state.crowd
+    if crowd is None:
+        return None
+    at = now.elapsed_us + state.steady[0]
     for name, kind in crowds.first_in_turn(crowd, at):
         ticket = crowd.members[name].tickets[kind]
         if ticket[DUE] > at and decide.wait_for(plan, tuple(ticket[HEAD:]), state, at) is None:
@@ -187,10 +240,40 @@ def _who_may_go(plan: Plan, crowd: Crowd, state: State, at: int) -> str | None:
     return None
 
 
-def beat(plan: Plan, client: str, state: State, now: Now, lease_us: int) -> None:
-    """A client says that it is alive."""
+def beat(
+    plan: Plan,
+    client: str,
+    state: State,
+    now: Now,
+    lease_us: int,
+    holding: Sequence[int] | None = None,
+) -> Member:
+    """A client says that it is alive, and what it holds (see :class:`Trade`)."""
     at, alive_at = decide.advance(plan, state, now)
-    _enter(plan, client, state, at, alive_at, lease_us)
+    _, member = _enter(plan, client, state, at, alive_at, lease_us)
+    if holding is not None:
+        _count(plan, member, holding, state, alive_at)
+    return member
+
+
+def _count(plan: Plan, member: Member, holding: Sequence[int], state: State, alive_at: int) -> None:
+    """Set right what is held against a client.
+
+    It may hold more than we know of, after its lease has lapsed or our state was lost; and less, if what
+    it was granted has never reached it.
+    """
+    flying, *pinned = holding
+    state.alive[FLYING] = max(state.alive[FLYING] + flying - member.flying, 0)
+    member.flying = flying
+    for index, rule in enumerate(plan.rules):
+        if rule.pins:
+            more = pinned[index] - member.pinned[index]
+            if more > 0:
+                rule.adopt(state.parts[index], more)
+            elif more < 0:
+                rule.abandon(state.parts[index], -more, alive_at)
+            member.pinned[index] = pinned[index]
+    member.adopted = 1
 
 
 def leave(plan: Plan, client: str, state: State, now: Now) -> None:

@@ -6,7 +6,7 @@ proves the charge, or until ``D`` of alive time has passed, its cost is a *hold*
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 from headgate.core.clock import Alive, steady_of_alive
 from headgate.core.model import MINUTE, NEVER, Limit, Now, Outcome, Reading
@@ -16,6 +16,9 @@ Marks: TypeAlias = tuple[int, ...]
 
 SLOTS = 32
 """Holds are summed over thirty-seconds of ``D``: they last at most 1/32 longer than they must."""
+
+ADOPTED: Marks = (-1, 0, 0, 0)
+"""In the place of the marks of a call that was granted in an earlier life of its client, or under others."""
 
 PACED_START_US = 5 * MINUTE
 """A window of which nothing is known is paced through its first period; a longer one is believed empty."""
@@ -35,6 +38,12 @@ class Rule(Protocol):
         """``D``; 0 where nothing depends on it."""
 
     def fresh(self, now: Now, at: int) -> State: ...
+    def spent(self, now: Now, at: int) -> State:
+        """The state in which others may just have drawn on all of it, and their calls may be on their way."""
+
+    def carried(self, before: Self, state: State, now: Now, at: int, alive_at: int) -> State:
+        """The state that a rule of the same kind and period, but of another amount, has left."""
+
     def advance(self, state: State, at: int, alive_at: int, wall_us: int) -> None: ...
     def admits(self, state: State, cost: int) -> bool: ...
     def opens_at(self, state: State, cost: int, at: int, alive: Alive) -> int: ...
@@ -60,6 +69,9 @@ class Rule(Protocol):
 
     def abandon(self, state: State, units: int, alive_at: int) -> None:
         """As ``orphan``, for so many units that only a settlement would give back."""
+
+    def adopt(self, state: State, units: int) -> None:
+        """So many units are held that only a settlement gives back, though nobody has taken them here."""
 
     def overdue(self, state: State, cost: int, charge: int) -> None:
         """A call is settled after it was abandoned: what it used beyond its cost is owed."""
@@ -197,6 +209,11 @@ class Holds:
         if pinned:
             self._let_lapse(state, pinned, alive_at)
 
+    def presume(self, state: State, units: int, alive_at: int) -> None:
+        """So many units may be on their way: hold them until they must have arrived."""
+        state[self.base] += units
+        self._let_lapse(state, units, alive_at)
+
     def abandon(self, state: State, units: int, alive_at: int) -> None:
         """Let so many of them lapse."""
         self._let_lapse(state, min(units, state[self.base] - state[self.base + 2]), alive_at)
@@ -252,6 +269,18 @@ class Calls(Holds):
             return None
         return self.lift(state, cost, slot)
 
+    def adopt(self, state: State, units: int) -> None:
+        """See :class:`Rule`."""
+        state[self.base] += units
+        state[self.given] = (state[self.given] + units) % TURN
+
+    def take_over(self, before: Calls, old: State, state: State, alive_at: int) -> None:
+        """Hold what is on its way by a state of other limits."""
+        lapsing = old[before.base + 2]
+        state[self.base] += old[before.base] - lapsing
+        if lapsing:
+            self.presume(state, lapsing, alive_at)
+
     def overlapping(self, state: State, cost: int, answered_before: int) -> int:
         """Units of the calls that may have been decided after this one, and so are not in what its answer
         says; among them its own where they are charged with the end of the answer.
@@ -278,3 +307,7 @@ class Holding:
     def abandon(self, state: State, units: int, alive_at: int) -> None:
         """See :class:`Rule`."""
         self.calls.abandon(state, units, alive_at)
+
+    def adopt(self, state: State, units: int) -> None:
+        """See :class:`Rule`."""
+        self.calls.adopt(state, units)

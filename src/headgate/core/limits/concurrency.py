@@ -26,6 +26,12 @@ class Concurrency(Edgeless):
     def fresh(self, now: Now, at: int) -> State:
         return [self.limit.start if isinstance(self.limit.start, int) else 0]
 
+    def spent(self, now: Now, at: int) -> State:
+        return [self.largest]
+
+    def carried(self, before: Concurrency, state: State, now: Now, at: int, alive_at: int) -> State:
+        return state
+
     def advance(self, state: State, at: int, alive_at: int, wall_us: int) -> None:
         """Time frees no slot."""
 
@@ -62,6 +68,9 @@ class Concurrency(Edgeless):
 
     def abandon(self, state: State, units: int, alive_at: int) -> None:
         state[0] = max(state[0] - units, 0)
+
+    def adopt(self, state: State, units: int) -> None:
+        state[0] += units
 
     def overdue(self, state: State, cost: int, charge: int) -> None:
         """Its slot was given back when it was abandoned."""

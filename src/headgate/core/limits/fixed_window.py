@@ -86,6 +86,15 @@ class FixedWindow(Holding):
             *self.calls.fresh(),
         ]  # fmt: skip
 
+    def spent(self, now: Now, at: int) -> State:
+        state = self.fresh(now, at)
+        state[USED], state[PACED_FROM], state[PROBE] = self.amount, -1, 0
+        self.calls.presume(state, self.amount, at)
+        return state
+
+    def carried(self, before: FixedWindow, state: State, now: Now, at: int, alive_at: int) -> State:
+        return state  # nothing in it depends on the amount
+
     def _window(self, at: int, offset: int) -> tuple[int, int]:
         wall = at + offset
         if self.limit.calendar:
@@ -211,7 +220,7 @@ class FixedWindow(Holding):
     def settle(
         self, state: State, cost: int, marks: Marks, outcome: Outcome, charge: int, at: int, alive_at: int
     ) -> None:
-        slot, _, window = marks
+        slot, window = marks[0], marks[2]
         lifted = self.calls.end(state, cost, slot, outcome, charge, at, alive_at)
         if lifted is None:
             return
@@ -239,6 +248,12 @@ class FixedWindow(Holding):
         self.settle(state, cost, marks, "answered", cost, at, alive_at)
         state[USED] = max(state[USED], self.amount)
         state[PACED_FROM] = -1
+
+    def adopt(self, state: State, units: int) -> None:
+        super().adopt(state, units)
+        state[USED] += units
+        if state[PASSED]:
+            state[LATE] += units
 
     def overdue(self, state: State, cost: int, charge: int) -> None:
         if charge > cost:

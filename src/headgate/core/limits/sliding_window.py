@@ -58,6 +58,14 @@ class SlidingWindow(Holding, Edgeless):
             self._add(state, GHOST, GHOSTS, min(start, self.amount), at)
         return state
 
+    def spent(self, now: Now, at: int) -> State:
+        state = [self._tail(at), 0, 0, 0, 0, 0, 0, 0, *[0] * (2 * RING), *self.calls.fresh()]
+        self.calls.presume(state, self.amount, at)
+        return state
+
+    def carried(self, before: SlidingWindow, state: State, now: Now, at: int, alive_at: int) -> State:
+        return state  # nothing in it depends on the amount
+
     def _tail(self, at: int) -> int:
         """The oldest slot that still counts at ``at``."""
         return (at - self.period_us) // self.slot_us + 1
@@ -142,7 +150,7 @@ class SlidingWindow(Holding, Edgeless):
     def settle(
         self, state: State, cost: int, marks: Marks, outcome: Outcome, charge: int, at: int, alive_at: int
     ) -> None:
-        slot, _, _, frozen = marks
+        slot, frozen = marks[0], marks[3]
         held = self.calls.end(state, cost, slot, outcome, charge, at, alive_at)
         if held is None:
             return

@@ -68,6 +68,17 @@ class TokenBucket(Holding, Edgeless):
             level = max(self.burst - start, 0) * self.unit
         return [level, at, int(start == "auto"), 0, 0, 0, 0, 0, *self.calls.fresh()]
 
+    def spent(self, now: Now, at: int) -> State:
+        # No holds: what is on its way was held when the level was at least as high.
+        return [0, at, 0, 0, 0, 0, 0, 0, *self.calls.fresh()]
+
+    def carried(self, before: TokenBucket, state: State, now: Now, at: int, alive_at: int) -> State:
+        started = self.spent(now, at)
+        left = max(min(state[LEVEL] // before.unit, self.burst), -self.most)
+        started[LEVEL] = max(left * self.unit, _DEEPEST)
+        self.calls.take_over(before.calls, state, started, alive_at)
+        return started
+
     def advance(self, state: State, at: int, alive_at: int, wall_us: int) -> None:
         if state[HOLDS] and self.calls.due(state, alive_at):
             while lapse := self.calls.next_lapse(state, at, alive_at):
@@ -149,7 +160,7 @@ class TokenBucket(Holding, Edgeless):
     def settle(
         self, state: State, cost: int, marks: Marks, outcome: Outcome, charge: int, at: int, alive_at: int
     ) -> None:
-        slot, _, debited = marks
+        slot, debited = marks[0], marks[2]
         held = self.calls.end(state, cost, slot, outcome, charge, at, alive_at)
         if held is None:
             return
@@ -229,8 +240,20 @@ class SmallBucket(TokenBucket):
             state[LEVEL] = (self.burst - start) * self.unit
         return state
 
+    def spent(self, now: Now, at: int) -> State:
+        state = super().spent(now, at)
+        state[LEVEL] = (self.burst - self.limit.amount) * self.unit
+        return state
+
     def gather(self, cost: int) -> int:
         amount = self.limit.amount
         rate = max(amount - self.burst, 1)
-        silence = 2 * (rate + self.burst - math.isqrt(max(amount - cost, 0) * rate))
+        silence = 2 * (rate + self.burst - _root(max(amount - cost, 0), rate))
         return max(cost, silence + 1)
+
+
+def _root(one: int, other: int) -> int:
+    """At most the square root of a product, computed alike by all that have IEEE doubles."""
+    if one * other < 1 << 52:
+        return math.floor(math.sqrt(one * other))
+    return math.floor(math.sqrt(one) * math.sqrt(other)) - 1
