@@ -19,7 +19,7 @@ from headgate.core.model import SECOND, Costs, Decision, Granted, Now, Report, S
 from headgate.core.plan import Plan
 
 LOOK_US = SECOND
-"""Whoever waits for an answer, or for another's turn, looks again after that at the latest."""
+"""Whoever waits, for whatever, looks again after that at the latest."""
 AT_LEAST_US = 1_000
 """Whoever has to let another go first comes again no sooner than that."""
 
@@ -153,9 +153,8 @@ def _in_turn(
             return wait
     answer = decide.decide_one(plan, costs, state, now, at, alive_at)
     if type(answer) is Wait:
-        until = min(answer.until_us, now.elapsed_us + LOOK_US)
-        ticket[DUE] = until + state.steady[0]
-        return Wait(until, answer.rule, answer.firm)
+        ticket[DUE] = min(answer.until_us, now.elapsed_us + LOOK_US) + state.steady[0]
+        return answer
     ticket[WAITING] = max(ticket[WAITING] - 1, 0)
     if type(answer) is Granted:
         crowds.serve(crowd, member, line.kind, weight_us)
