@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks import bulk, cost, overhead, run, utilisation
+from benchmarks import bulk, cost, overhead, run, shared, utilisation
 from benchmarks.report import Table, replaced
 
 BENCHMARKS: dict[str, tuple[str, Callable[[float], Table]]] = {
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[float], Table]]] = {
     "overhead": ("CPU time of a permit where many wait", overhead.run),
     "bulk": ("CPU time of a call by Runner, with nothing to wait for", bulk.run),
     "utilisation": ("the same calls through one strict server, by several clients", utilisation.run),
+    "shared": ("permits of one key that many processes share", shared.run),
     "run": ("`headgate run` against a server without limits", run.run),
 }
 QUICK = 0.15

@@ -87,7 +87,8 @@ class World:
                 self._at(now.elapsed_us + self.chance.randrange(25_000, 50_000), "done", client, answer)
         last = answers[-1]
         if type(last) is Wait:
-            due = max(last.until_us, now.elapsed_us + 100) + self.chance.randrange(2_000)
+            until = min(last.until_us, now.elapsed_us + together.LOOK_US)
+            due = max(until, now.elapsed_us + 100) + self.chance.randrange(2_000)
             self._alarms[client] = due
             self._at(due, "ask", client)
         elif left[client]:

@@ -54,6 +54,7 @@ class Server:
     process: subprocess.Popen[bytes]
     port: int
     report_file: Path
+    log_file: Path
 
     @property
     def url(self) -> str:
@@ -70,11 +71,16 @@ class Server:
         report: dict[str, Any] = json.loads(self.report_file.read_text())
         return report
 
+    def log(self) -> list[dict[str, Any]]:
+        """All arrivals, as `server.StrictServer.arrivals` tells them; once it has finished."""
+        arrivals: list[dict[str, Any]] = json.loads(self.log_file.read_text())
+        return arrivals
+
 
 @contextmanager
 def strict_server(config: dict[str, Any], scratch: Path, max_seconds: float = 900) -> Iterator[Server]:
     """A running server with this configuration (the fields of `rules.Config`)."""
-    port_file, report_file = scratch / "port", scratch / "report.json"
+    port_file, report_file, log_file = scratch / "port", scratch / "report.json", scratch / "log.json"
     port_file.unlink(missing_ok=True)
     command = [sys.executable, str(HERE / "server.py"), "--config", json.dumps(config)]
     command += [
@@ -82,6 +88,8 @@ def strict_server(config: dict[str, Any], scratch: Path, max_seconds: float = 90
         str(port_file),
         "--report",
         str(report_file),
+        "--log",
+        str(log_file),
         "--max-seconds",
         str(max_seconds),
     ]
@@ -92,7 +100,7 @@ def strict_server(config: dict[str, Any], scratch: Path, max_seconds: float = 90
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the strict server did not start, exit code {process.poll()}")
                 time.sleep(0.01)
-            yield Server(process, int(port_file.read_text()), report_file)
+            yield Server(process, int(port_file.read_text()), report_file, log_file)
         finally:
             end(process)
 

@@ -1,11 +1,14 @@
 """A strict rate-limited HTTP server that judges a caller by the log of what really arrived.
 
-    python tests/strict/server.py --config JSON --port-file PATH --report PATH
+    python tests/strict/server.py --config JSON --port-file PATH --report PATH [--log PATH]
 
 It shares no code with the product and needs nothing beyond the standard library. The caller is told only
 what a real API tells: answers, `usage`, `x-ratelimit-*` headers. `GET /report` shows the figures while it
 runs (working them out stalls the server), `GET /health` the number of arrivals; `POST /finish` or SIGTERM
 write the final report to the file and end the server.
+
+A caller may name itself by `x-client` and say by `x-granted-ns` and `x-sent-ns` when, on the machine's
+monotonic clock, it was allowed to call and when it did. None of that is judged; it is in the log of arrivals.
 """
 
 from __future__ import annotations
@@ -20,14 +23,26 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from email.utils import formatdate
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it also runs as a script
-from tests.strict.rules import ELAPSED, SECOND, Arrival, Config, Judge, Limit, Rule, Stamp, Usage, read_usage
+from tests.strict.rules import (
+    ELAPSED,
+    SECOND,
+    Arrival,
+    Completion,
+    Config,
+    Judge,
+    Limit,
+    Rule,
+    Stamp,
+    Usage,
+    read_usage,
+)
 from tests.strict.verify import ideal_seconds, utilisation, verify
 from tests.strict.wire import MILLISECOND, Request, go_duration, read_request
 
@@ -134,6 +149,20 @@ class Stalls:
         }
 
 
+class Told(NamedTuple):
+    """What a caller says of a call, for the log alone: its own name, and two instants, or 0."""
+
+    client: str
+    granted_ns: int
+    sent_ns: int
+
+
+def read_told(headers: Mapping[bytes, bytes]) -> Told:
+    """ValueError where an instant is no number."""
+    granted, sent = (int(headers.get(name, b"0")) for name in (b"x-granted-ns", b"x-sent-ns"))
+    return Told(headers.get(b"x-client", b"").decode("latin-1"), granted, sent)
+
+
 @dataclass
 class Call:
     """A call on its way through the server."""
@@ -144,6 +173,7 @@ class Call:
     received_ns: int
     key: str  # the Idempotency-Key, or empty
     custom_id: str  # or empty
+    told: Told
     number: int = -1
     headers: list[str] = field(default_factory=list)
 
@@ -170,6 +200,7 @@ class StrictServer:
         self.keys: Counter[str] = Counter()
         self.accepted_keys: Counter[str] = Counter()
         self.ledger: Counter[str] = Counter()
+        self.told: list[Told] = []  # by number of arrival
         self.longest_delay_ns = self.late_arrivals = 0
         self._date = (0, "")
 
@@ -191,11 +222,12 @@ class StrictServer:
             body = json.loads(request.body) if request.body else {}
             usage = read_usage(request.body, body, self.config.charge_rule)
             custom_id = body.get("custom_id") or (body.get("metadata") or {}).get("custom_id")
+            told = read_told(request.headers)
         except (ValueError, TypeError, AttributeError) as error:
             connection.answer(400, {"error": {"message": str(error), "type": "invalid_request_error"}})
             return
         key = request.headers.get(b"idempotency-key", b"").decode("latin-1")
-        call = Call(connection, request.path, usage, time.monotonic_ns(), key, str(custom_id or ""))
+        call = Call(connection, request.path, usage, time.monotonic_ns(), key, str(custom_id or ""), told)
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
         if self.config.jitter_seconds:
@@ -207,6 +239,7 @@ class StrictServer:
         stamp = self._now()
         arrival = self.judge.arrive(stamp, call.usage)
         call.number = arrival.number
+        self.told.append(call.told)
         delay = stamp[ELAPSED] - call.received_ns
         self.longest_delay_ns = max(self.longest_delay_ns, delay)
         transit = self.config.max_transit_seconds
@@ -351,6 +384,27 @@ class StrictServer:
             **(self._verdict(span) if final else {}),
         }
 
+    def arrivals(self) -> list[dict[str, object]]:
+        """The log, one entry for each arrival, in their order: the limits that refused it, who sent it, and
+        instants of the monotonic clock; the end is `None` for a call that was refused or goes on.
+        """
+        ends = {
+            event.number: event.stamp[ELAPSED] for event in self.judge.log if isinstance(event, Completion)
+        }
+        return [
+            {
+                "client": told.client,
+                "granted_ns": told.granted_ns,
+                "sent_ns": told.sent_ns,
+                "arrived_ns": event.stamp[ELAPSED],
+                "ended_ns": ends.get(event.number),
+                "refused_by": event.refused_by,
+            }
+            for told, event in zip(
+                self.told, (event for event in self.judge.log if isinstance(event, Arrival)), strict=True
+            )
+        ]
+
     def _verdict(self, span: float) -> dict[str, object]:
         disagreements = verify(self.config, self.judge.log)
         ideals = {
@@ -395,7 +449,9 @@ def write_whole(path: Path, text: str) -> None:
     part.replace(path)
 
 
-async def serve(config: Config, port_file: Path, report: Path, max_seconds: float) -> None:
+async def serve(
+    config: Config, port_file: Path, report: Path, max_seconds: float, log: Path | None = None
+) -> None:
     loop = asyncio.get_running_loop()
     server = StrictServer(config, loop)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -408,6 +464,8 @@ async def serve(config: Config, port_file: Path, report: Path, max_seconds: floa
     gc.disable()  # a collection is a stall, and would be blamed on the caller
     await server.finished
     listener.close()
+    if log is not None:
+        write_whole(log, json.dumps(server.arrivals()))
     write_whole(report, json.dumps(server.report(final=True), indent=1))
 
 
@@ -418,10 +476,13 @@ def main(arguments: Sequence[str]) -> int:
         "--port-file", required=True, type=Path, help="where to write the port once it listens"
     )
     parser.add_argument("--report", required=True, type=Path, help="where to write the report at the end")
+    parser.add_argument("--log", type=Path, help="where to write the log of arrivals at the end")
     parser.add_argument("--max-seconds", type=float, default=900.0, help="end by itself after so long (900)")
     options = parser.parse_args(arguments)
     text = options.config if options.config.lstrip().startswith("{") else Path(options.config).read_text()
-    asyncio.run(serve(Config.from_json(text), options.port_file, options.report, options.max_seconds))
+    asyncio.run(
+        serve(Config.from_json(text), options.port_file, options.report, options.max_seconds, options.log)
+    )
     return 0
 
 

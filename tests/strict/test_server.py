@@ -426,6 +426,24 @@ async def test_answers_tell_the_charge_and_no_more(tmp_path: Path) -> None:
     assert broken.status == 400
 
 
+async def test_the_log_tells_who_called_and_when(tmp_path: Path) -> None:
+    with strict_server({"limits": [bucket("requests", 1, 1)], "latency_seconds": 0.001}, tmp_path) as server:
+        async with connected(server) as client:
+            before = time.monotonic_ns()
+            for name in (b"one", b"two"):
+                await client.send(
+                    b"POST / HTTP/1.1\r\nx-client: %b\r\nx-granted-ns: 5\r\nx-sent-ns: 7\r\n\r\n" % name
+                )
+            wrong = await client.send(b"POST / HTTP/1.1\r\nx-sent-ns: now\r\n\r\n")
+            after = time.monotonic_ns()
+        server.finish()
+    first, second = server.log()
+    assert wrong.status == 400
+    assert (first["client"], first["granted_ns"], first["sent_ns"], first["refused_by"]) == ("one", 5, 7, [])
+    assert (second["client"], second["refused_by"], second["ended_ns"]) == ("two", [0], None)
+    assert before < first["arrived_ns"] < first["ended_ns"] < second["arrived_ns"] < after
+
+
 async def test_a_refund_makes_room_for_the_next_call(tmp_path: Path) -> None:
     config = {"limits": [bucket("tokens", 1, 1000)], "refund": True, "headers": False}
     with strict_server(config, tmp_path) as server:
