@@ -1,0 +1,534 @@
+"""Fleets under load, in real time: how they share a key, and what becomes of it when something fails.
+
+    python -m tests.fleet [NAME ...] [--store KIND] [--seconds N] [--rounds N] [--json FILE]
+
+Each scenario returns a row, judged by the strict server's log: what was refused, the most calls in flight,
+how much of the limit was used before a fault and after it, and how long it took to be back.
+
+Two loads. *rate*: the bucket is the bottleneck, slots are plenty; the clients read the rate-limit fields, so
+they use the server's bucket to the last unit, and one call too many is refused. *slots*: the slots are the
+bottleneck, the bucket is plenty.
+
+*Full speed* is the bucket's rate under the one load; under the other it is what was let through in the same
+run before the fault. It is *back* at the first instant from which one window (a second) carries 95 % of
+it; that, and 95 % of it from two windows after the fault's end until the next fault or the end of the load,
+is what tests ask for. Where a lease has to lapse first, the fault is felt for so long (`lasts_seconds`).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tests.fleet.client import Job
+from tests.fleet.fleet import SECOND, Fault, Fleet, Outcome, run
+from tests.fleet.stores import Kind, SharedStore, has_failure_modes, shared_store
+from tests.strict.scenarios import SOURCE
+
+WINDOW = 1.0  # seconds: the limit's period
+RATE, BURST = 300, 60
+TRANSIT = BURST / RATE / 2  # seconds: the plan's default D, min(1 s, B/2R)
+WARM_UP = 1.0
+"""Seconds after the start that are no measure of what comes before a fault."""
+LEASE = 1.5
+"""Seconds for which a silent client is believed alive here; the stores' own leases are longer."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the limits are, and what the clients do.
+
+    slots: calls at the same time.
+    """
+
+    name: str
+    slots: int
+    latency_seconds: float
+    latency_sigma: float
+    workers: Sequence[int]
+
+    @property
+    def full(self) -> float:
+        """The most calls a second that the limits allow."""
+        return min(RATE, self.slots / self.latency_seconds)
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        return f"requests={RATE}/s:burst={BURST}", f"concurrency={self.slots}"
+
+    def server(self) -> dict[str, Any]:
+        return {
+            "limits": [
+                {"meter": "requests", "kind": "bucket", "amount": RATE, "burst": BURST},
+                {"meter": "concurrency", "kind": "concurrency", "amount": self.slots},
+            ],
+            "latency_seconds": self.latency_seconds,
+            "latency_sigma": self.latency_sigma,
+            "max_transit_seconds": TRANSIT,
+        }
+
+    def jobs(self, store: SharedStore, seconds: float, **options: Any) -> list[Job]:
+        names = ("one", "two", "three")
+        return [
+            Job(
+                name,
+                "",
+                store.url,
+                self.limits,
+                count,
+                seconds,
+                **{"lease_seconds": LEASE, **options},
+            )
+            for name, count in zip(names, self.workers, strict=False)
+        ]
+
+
+BY_RATE = Load("rate", 50, 0.03, 0.5, (30, 30))
+BY_SLOTS = Load("slots", 20, 0.15, 0, (20, 20, 20))
+
+
+@dataclass
+class Row:
+    """What came of one scenario.
+
+    before: the first fault, as a part of the most that the limits allow.
+    during: each fault, until it was over, but for the first half second, as a part of full speed.
+    after: each fault, from two windows after its end, as a part of full speed.
+    back_seconds: of each fault, until full speed was back; `None` if it was not.
+    """
+
+    scenario: str
+    store: str
+    load: str
+    seconds: float
+    accepted: int
+    refused: int
+    most_in_flight: int
+    slots: int
+    before: float
+    during: list[float]
+    after: list[float]
+    back_seconds: list[float | None]
+    stall_ms: float
+    late: int
+    oldest_ms: float
+    errors: dict[str, int]
+    exits: dict[str, int | None]
+    outcome: Outcome = field(repr=False, kw_only=True)
+
+    def facts(self) -> dict[str, Any]:
+        """All but the log."""
+        found = {fact.name: getattr(self, fact.name) for fact in fields(self) if fact.name != "outcome"}
+        return {**found, "report": self.outcome.report, "summaries": dict(self.outcome.summaries)}
+
+    @property
+    def machine_too_slow(self) -> bool:
+        """The server stood still, or calls were on their way, for longer than `D`, so nobody can promise."""
+        return self.stall_ms > 1000 * TRANSIT or self.late > 0
+
+
+def late(outcome: Outcome) -> int:
+    """Calls that arrived later than `D` after their grant, though sent in time: the machine's doing."""
+    return sum(call.sent_ns - call.granted_ns <= TRANSIT / 2 * SECOND for call in outcome.late(TRANSIT))
+
+
+def row_of(scenario: str, store: str, load: Load, seconds: float, outcome: Outcome) -> Row:
+    first_ns = outcome.faults[0].began_ns if outcome.faults else outcome.end_ns
+    warm_ns = outcome.begin_ns + WARM_UP * SECOND
+    before = outcome.accepted(warm_ns, first_ns) / ((first_ns - warm_ns) / SECOND)
+    full = RATE if load.full == RATE else before
+    during, after, back = [], [], []
+
+    def part(since_ns: float, until_ns: float) -> float:
+        seconds = (until_ns - since_ns) / SECOND
+        return outcome.accepted(since_ns, until_ns) / seconds / full if seconds > 0 else 0.0
+
+    untils = [*(fault.began_ns for fault in outcome.faults), outcome.end_ns][1:]
+    for fault, until_ns in zip(outcome.faults, untils, strict=True):
+        during.append(part(fault.began_ns + SECOND // 2, fault.done_ns))
+        since_ns = fault.ended_ns + 2 * WINDOW * SECOND
+        after.append(part(since_ns, until_ns))
+        back.append(outcome.recovery_seconds(fault.ended_ns, full, WINDOW))
+    return Row(
+        scenario,
+        store,
+        load.name,
+        seconds,
+        accepted=outcome.report["accepted"],
+        refused=outcome.refused,
+        most_in_flight=outcome.most_in_flight,
+        slots=load.slots,
+        before=before / load.full,
+        during=during,
+        after=after,
+        back_seconds=back,
+        stall_ms=round(1000 * outcome.stall_seconds, 1),
+        late=late(outcome),
+        oldest_ms=round(max((call.sent_ns - call.granted_ns for call in outcome.calls), default=0) / 1e6, 1),
+        errors=dict(outcome.errors),
+        exits=dict(outcome.exits),
+        outcome=outcome,
+    )
+
+
+# ---- faults
+
+
+def killed_and_empty(store: SharedStore, fleet: Fleet) -> None:
+    store.server.kill()
+    time.sleep(0.5)
+    store.server.restart(empty=True)
+
+
+def killed_and_restored(store: SharedStore, fleet: Fleet) -> None:
+    store.server.kill()
+    time.sleep(0.5)
+    store.server.restart()
+
+
+def flushed(store: SharedStore, fleet: Fleet) -> None:
+    with store.admin() as admin:
+        admin.flushall()
+
+
+def asleep(store: SharedStore, fleet: Fleet) -> None:
+    with store.admin() as admin:
+        admin.execute_command("DEBUG", "SLEEP", "2")
+
+
+def evicted(store: SharedStore, fleet: Fleet) -> None:
+    """Fill it with junk until it has thrown out a key of the fleet's; then take the junk away."""
+    with store.admin() as admin, admin.pubsub() as events:
+        own = {name for name in admin.scan_iter() if not name.startswith(b"junk")}
+        admin.config_set("notify-keyspace-events", "Ee")
+        events.subscribe("__keyevent@0__:evicted")
+        deadline = time.monotonic() + 10
+        number = 0
+        gone: set[bytes] = set()
+        while not gone & own:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"none of {own} was evicted, but {len(gone)} others")
+            for _ in range(20):
+                number += 1
+                admin.set(f"junk-{number}", os.urandom(1000) * 50)
+            while (message := events.get_message(ignore_subscribe_messages=True)) is not None:
+                gone.add(message["data"])
+        for name in admin.scan_iter("junk-*"):
+            admin.delete(name)
+
+
+def scripts_forgotten(store: SharedStore, fleet: Fleet) -> None:
+    with store.admin() as admin:
+        admin.script_flush()
+
+
+def cut_off(store: SharedStore, fleet: Fleet) -> None:
+    """All connections but our own, those that listen included."""
+    with store.admin() as admin:
+        for kind in ("normal", "pubsub"):
+            admin.client_kill_filter(_type=kind, skipme=True)
+
+
+def file_deleted(store: SharedStore, fleet: Fleet) -> None:
+    assert store.file is not None
+    for ending in ("", "-wal", "-shm"):
+        Path(f"{store.file}{ending}").unlink(missing_ok=True)
+
+
+def disk_full(store: SharedStore, fleet: Fleet) -> None:
+    """No client can write to a file; pipes and sockets are not concerned."""
+    pids = [client.pid for client in fleet.clients.values()]
+    before = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in pids}
+    try:
+        for pid in pids:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, before[pid][1]))
+        time.sleep(1)
+    finally:
+        for pid in pids:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, before[pid])
+
+
+def first_killed(store: SharedStore, fleet: Fleet) -> None:
+    fleet.clients["one"].kill()
+
+
+def first_stopped(store: SharedStore, fleet: Fleet) -> None:
+    fleet.clients["one"].stop()
+
+
+def first_goes_on(store: SharedStore, fleet: Fleet) -> None:
+    fleet.clients["one"].go_on()
+
+
+def down(seconds: float) -> Act:
+    """The server is away for so long, and has kept all that it acknowledged."""
+
+    def act(store: SharedStore, fleet: Fleet) -> None:
+        store.server.kill()
+        time.sleep(seconds)
+        store.server.restart()
+
+    return act
+
+
+Act = Callable[[SharedStore, Fleet], None]
+
+# ---- a clock that is off
+
+SHIFT = """
+import time
+
+def _shift(name, unit):
+    real = getattr(time, name)
+    setattr(time, name, lambda: real() + {seconds} * unit)
+
+_shift("time", 1)
+_shift("time_ns", 1_000_000_000)
+
+def _shift_of(name, unit):
+    real = getattr(time, name)
+    setattr(time, name, lambda clock: real(clock) + ({seconds} * unit if clock == time.CLOCK_REALTIME else 0))
+
+_shift_of("clock_gettime", 1)
+_shift_of("clock_gettime_ns", 1_000_000_000)
+"""
+"""A sitecustomize: Python's own wall clocks are off, and nothing else. (Debian's libfaketime shifts them
+for the whole process, but with it, as long as it leaves the monotonic clock alone, `time.sleep` fails.)
+"""
+
+
+def clock_off(scratch: Path, seconds: int) -> dict[str, str]:
+    """The environment of a process whose wall clock is so many seconds ahead."""
+    (scratch / "sitecustomize.py").write_text(SHIFT.format(seconds=seconds))
+    path = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([str(scratch), str(SOURCE), *([path] if path else [])])}
+
+
+# ---- scenarios
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One fault, or several one after the other.
+
+    acts: each with the seconds for which it is felt after it is done.
+    act_seconds: how long the acts take, together, at most.
+    options: of the server behind the store.
+    client: of the jobs.
+    clock: how far the second client's wall clock is off, in seconds.
+    by_courier: only a limiter that has a mode for the failure of its store can stand it.
+    """
+
+    what: str
+    stores: tuple[Kind, ...]
+    load: Load
+    acts: Sequence[tuple[Act, float]] = ()
+    act_seconds: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    client: Mapping[str, Any] = field(default_factory=dict)
+    clock: int = 0
+    by_courier: bool = False
+
+    @property
+    def why_not(self) -> str | None:
+        needs = self.by_courier or "on_store_failure" in self.client
+        if needs and not has_failure_modes():
+            return "the limiter has no on_store_failure yet"
+        return None
+
+
+BEGIN = 2.0
+"""Seconds after the start: the first fault."""
+REST = 3.5
+"""Seconds from the end of a fault to the next: two windows to be back, and a window and a half to measure."""
+QUIET = 3.0
+"""Seconds of a load with no fault, after `BEGIN`."""
+
+SERVERS: tuple[Kind, ...] = ("redis",)
+
+SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
+    {
+        "none-rate": Scenario("no fault", ("sqlite", *SERVERS), BY_RATE),
+        "none-slots": Scenario("no fault", ("sqlite", *SERVERS), BY_SLOTS),
+        "empty-rate": Scenario(
+            "the server is killed, and comes back empty", SERVERS, BY_RATE, [(killed_and_empty, LEASE)], 1
+        ),
+        "empty-slots": Scenario(
+            "the server is killed, and comes back empty", SERVERS, BY_SLOTS, [(killed_and_empty, LEASE)], 1
+        ),
+        "restored": Scenario(
+            "the server is killed, and comes back with all it acknowledged",
+            SERVERS,
+            BY_SLOTS,
+            [(killed_and_restored, 0)],
+            1,
+            {"appendonly": True},
+        ),
+        "flushed-rate": Scenario("FLUSHALL", SERVERS, BY_RATE, [(flushed, LEASE)]),
+        "flushed-slots": Scenario("FLUSHALL", SERVERS, BY_SLOTS, [(flushed, LEASE)]),
+        "asleep": Scenario("DEBUG SLEEP 2", ("redis",), BY_RATE, [(asleep, 0)], 2),
+        "evicted": Scenario(
+            "the key is evicted",
+            SERVERS,
+            BY_SLOTS,
+            [(evicted, LEASE)],
+            2,
+            {"maxmemory": "6mb", "policy": "allkeys-lru"},
+        ),
+        "scripts": Scenario("SCRIPT FLUSH", SERVERS, BY_RATE, [(scripts_forgotten, 0)]),
+        "cut": Scenario("all connections are cut", SERVERS, BY_RATE, [(cut_off, 0)]),
+        "stopped": Scenario(
+            "a client is stopped for longer than its lease, and goes on",
+            ("sqlite", *SERVERS),
+            BY_SLOTS,
+            [(first_stopped, LEASE), (first_goes_on, 0)],
+        ),
+        "killed": Scenario(
+            "a client that holds slots is killed", ("sqlite", *SERVERS), BY_SLOTS, [(first_killed, LEASE)]
+        ),
+        "deleted": Scenario(
+            "the file is deleted", ("sqlite",), BY_SLOTS, [(file_deleted, LEASE)], by_courier=True
+        ),
+        "disk": Scenario(
+            "the disk is full for a second", ("sqlite",), BY_RATE, [(disk_full, 0)], 1, by_courier=True
+        ),
+        "clock": Scenario(
+            "a client's wall clock is an hour ahead", ("sqlite", *SERVERS), BY_RATE, clock=3600
+        ),
+        "wait": Scenario(
+            "the server is away for 2 s; on_store_failure=wait",
+            SERVERS,
+            BY_RATE,
+            [(down(2), 0)],
+            3,
+            {"appendonly": True},
+            {"on_store_failure": "wait"},
+        ),
+        "refuse": Scenario(
+            "the same; on_store_failure=refuse",
+            SERVERS,
+            BY_RATE,
+            [(down(2), 0)],
+            3,
+            {"appendonly": True},
+            {"on_store_failure": "refuse"},
+        ),
+        "share": Scenario(
+            "the same; on_store_failure=share:4, and two clients",
+            SERVERS,
+            BY_RATE,
+            [(down(2), 0)],
+            3,
+            {"appendonly": True},
+            {"on_store_failure": "share:4"},
+        ),
+    }
+)
+
+
+def run_scenario(name: str, kind: Kind, *, rounds: int = 1, quiet_seconds: float = QUIET) -> Row:
+    """Run one scenario.
+
+    Args:
+        name: which.
+        kind: of store.
+        rounds: how often its faults happen.
+        quiet_seconds: how long the load of a scenario without faults goes on.
+    """
+    scenario = SCENARIOS[name]
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
+        scratch = Path(folder)
+        with shared_store(kind, scratch, **scenario.options) as store:
+            faults = []
+            at = BEGIN
+            for _ in range(rounds):
+                for act, lasts in scenario.acts:
+                    faults.append(Fault(act.__name__, at, partial(act, store), lasts))
+                    at += lasts + REST
+                at += scenario.act_seconds
+            seconds = at if faults else BEGIN + quiet_seconds
+            extra = {}
+            if scenario.clock:
+                extra["two"] = clock_off(scratch, scenario.clock)
+            outcome = run(
+                scenario.load.server(),
+                scenario.load.jobs(store, seconds, **scenario.client),
+                scratch,
+                faults=faults,
+                extra=extra,
+            )
+    return row_of(name, kind, scenario.load, seconds, outcome)
+
+
+# ---- three unequal processes
+
+UNEQUAL = {"many": 60, "some": 25, "few": 15}
+"""Parts of the work, in per cent."""
+
+
+def share_out(kind: Kind, *, seconds: float = 6.0) -> tuple[Row, list[Second]]:
+    """Processes with 60, 25 and 15 % of the work of so many seconds."""
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
+        scratch = Path(folder)
+        with shared_store(kind, scratch) as store:
+            calls = round(RATE * seconds)
+            jobs = [
+                Job(
+                    name,
+                    "",
+                    store.url,
+                    (f"requests={RATE}/s:burst={BURST}",),
+                    workers=max(12, part),
+                    seconds=3 * seconds,
+                    calls=calls * part // 100,
+                )
+                for name, part in UNEQUAL.items()
+            ]
+            config = {
+                "limits": [{"meter": "requests", "kind": "bucket", "amount": RATE, "burst": BURST}],
+                "latency_seconds": 0.05,
+                "max_transit_seconds": TRANSIT,
+                "headers": False,  # so that no burst of the start makes up for what is left idle later
+            }
+            outcome = run(config, jobs, scratch)
+    load = Load("unequal", calls, 0.05, 0.5, ())
+    row = row_of("unequal", kind, load, seconds, outcome)
+    return row, fair_seconds(outcome)
+
+
+@dataclass(frozen=True)
+class Second:
+    """A whole second through which the same clients had work, and their parts of what was accepted."""
+
+    number: int
+    shares: Mapping[str, float]
+
+    @property
+    def furthest(self) -> float:
+        """The most by which a part is off the fair one: equal parts, since all of them want more."""
+        return max(abs(share - 1 / len(self.shares)) for share in self.shares.values())
+
+
+def fair_seconds(outcome: Outcome) -> list[Second]:
+    """The seconds through which the same clients had work: each of these sent again after it, none of the
+    others in it.
+    """
+    last = {
+        name: max((call.arrived_ns for call in outcome.calls if call.client == name), default=0)
+        for name in outcome.exits
+    }
+    found = []
+    for number, shares in enumerate(outcome.shares()):
+        begin_ns = outcome.begin_ns + number * SECOND
+        working = {name for name in last if last[name] >= begin_ns + SECOND}
+        if working and not any(begin_ns <= last[name] for name in set(last) - working):
+            found.append(Second(number, {name: shares[name] for name in sorted(working)}))
+    return found

@@ -1,0 +1,35 @@
+"""What a limiter does while its store is away: it waits, refuses, or goes on with a part of the rate."""
+
+import pytest
+
+from tests.fleet.judging import judged
+
+pytestmark = pytest.mark.scenarios
+
+AWAY = pytest.approx(0, abs=0.02)
+QUARTER = 1 / 4
+
+
+def test_by_default_calls_wait_and_nobody_is_told() -> None:
+    row = judged("wait", "redis")
+    assert row.during == [AWAY]
+    assert row.errors == {}
+
+
+def test_refusing_it_says_so_at_once() -> None:
+    row = judged("refuse", "redis")
+    assert row.during == [AWAY]
+    assert set(row.errors) == {"StoreUnavailable"}
+    assert all(row.outcome.summaries[name]["errors"] for name in ("one", "two"))
+    for summary in row.outcome.summaries.values():
+        assert summary["longest_error_seconds"] < 0.5
+
+
+def test_with_a_share_each_goes_on_with_its_part_and_comes_back() -> None:
+    row = judged("share", "redis")
+    assert row.errors == {}
+    [fault] = row.outcome.faults
+    seconds = (fault.done_ns - fault.began_ns) / 1e9
+    for name in ("one", "two"):
+        own = row.outcome.accepted(fault.began_ns + 500_000_000, fault.done_ns, name) / (seconds - 0.5) / 300
+        assert own == pytest.approx(QUARTER, rel=0.1)
