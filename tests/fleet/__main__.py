@@ -38,8 +38,8 @@ COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
 ]
 
 
-def _percent(part: float) -> str:
-    return f"{100 * part:.1f} %"
+def _percent(part: float | None) -> str:
+    return "-" if part is None else f"{100 * part:.1f} %"
 
 
 def _seconds(seconds: float | None) -> str:

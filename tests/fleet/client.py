@@ -121,7 +121,6 @@ class Client:
         self.left = job.calls
         self.over = False
         self.waiting: set[asyncio.Task[None]] = set()
-        self.body = json.dumps({"max_tokens": max(job.tokens, 1)}).encode()
         self.units = {"tokens": job.tokens} if job.tokens else {}
 
     async def run(self) -> Summary:
@@ -198,8 +197,10 @@ class Client:
             "x-granted-ns": str(sent_ns - 1000 * lain_us),
             "x-sent-ns": str(sent_ns),
         }
+        # The server makes the real usage of the body, so each is another.
+        body = json.dumps({"max_tokens": max(self.job.tokens, 1), "number": summary.granted}).encode()
         try:
-            async with session.post(f"{self.job.server}/v1/any", data=self.body, headers=headers) as answer:
+            async with session.post(f"{self.job.server}/v1/any", data=body, headers=headers) as answer:
                 text = await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             summary.lost += 1

@@ -12,6 +12,8 @@ from tests.fleet.stores import Kind, why_not
 
 FULL = 0.95
 """Of full speed: less is not full. Slots are counted over a second and a half, which is not quite exact."""
+MOVING = 0.8
+"""Of the most that limits allow: below it a run says nothing. How close one comes, others judge."""
 KILLED = -signal.SIGKILL
 
 
@@ -44,5 +46,5 @@ def never_over(row: Row) -> None:
         )
     assert row.refused == 0, row.outcome.report["refusals"]
     assert row.most_in_flight <= row.slots
-    assert row.before > FULL * 0.9, "it was not at full speed before"
+    assert row.before > MOVING, "it hardly moved before"
     assert set(row.exits.values()) <= {0, KILLED}, row.exits

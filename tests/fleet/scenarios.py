@@ -5,9 +5,10 @@
 Each scenario returns a row, judged by the strict server's log: what was refused, the most calls in flight,
 how much of the limit was used before a fault and after it, and how long it took to be back.
 
-Two loads. *rate*: the bucket is the bottleneck, slots are plenty; the clients read the rate-limit fields, so
-they use the server's bucket to the last unit, and one call too many is refused. *slots*: the slots are the
-bottleneck, the bucket is plenty.
+Three loads. *rate*: the bucket is the bottleneck, slots are plenty; the clients read the rate-limit fields,
+so they use the server's bucket to the last unit, and one call too many is refused. *slots*: the slots are
+the bottleneck, the bucket is plenty. *tokens*: calls reserve five times what they use; only their settlement
+gives the rest back.
 
 *Full speed* is the bucket's rate under the one load; under the other it is what was let through in the same
 run before the fault. It is *back* at the first instant from which one window (a second) carries 95 % of
@@ -36,6 +37,7 @@ from tests.strict.scenarios import SOURCE
 WINDOW = 1.0  # seconds: the limit's period
 RATE, BURST = 300, 60
 TRANSIT = BURST / RATE / 2  # seconds: the plan's default D, min(1 s, B/2R)
+TOKENS = 4000  # a second
 WARM_UP = 1.0
 """Seconds after the start that are no measure of what comes before a fault."""
 LEASE = 1.5
@@ -47,6 +49,7 @@ class Load:
     """What the limits are, and what the clients do.
 
     slots: calls at the same time.
+    tokens: what each call reserves; a fifth of it is used, on average, and the rest given back. 0 for none.
     """
 
     name: str
@@ -54,45 +57,47 @@ class Load:
     latency_seconds: float
     latency_sigma: float
     workers: Sequence[int]
+    tokens: int = 0
 
     @property
     def full(self) -> float:
         """The most calls a second that the limits allow."""
-        return min(RATE, self.slots / self.latency_seconds)
+        by_tokens = 5 * TOKENS / self.tokens if self.tokens else RATE
+        return min(RATE, self.slots / self.latency_seconds, by_tokens)
 
     @property
     def limits(self) -> tuple[str, ...]:
-        return f"requests={RATE}/s:burst={BURST}", f"concurrency={self.slots}"
+        found = (f"requests={RATE}/s:burst={BURST}", f"concurrency={self.slots}")
+        return (*found, f"tokens={TOKENS}/s:burst={TOKENS // 2}:charge=usage") if self.tokens else found
 
     def server(self) -> dict[str, Any]:
+        limits: list[dict[str, Any]] = [
+            {"meter": "requests", "kind": "bucket", "amount": RATE, "burst": BURST},
+            {"meter": "concurrency", "kind": "concurrency", "amount": self.slots},
+        ]
+        if self.tokens:
+            limits.append({"meter": "tokens", "kind": "bucket", "amount": TOKENS, "burst": TOKENS // 2})
         return {
-            "limits": [
-                {"meter": "requests", "kind": "bucket", "amount": RATE, "burst": BURST},
-                {"meter": "concurrency", "kind": "concurrency", "amount": self.slots},
-            ],
+            "limits": limits,
             "latency_seconds": self.latency_seconds,
             "latency_sigma": self.latency_sigma,
             "max_transit_seconds": TRANSIT,
+            "charge_rule": "words",
+            "refund": True,
         }
 
     def jobs(self, store: SharedStore, seconds: float, **options: Any) -> list[Job]:
         names = ("one", "two", "three")
+        options = {"lease_seconds": LEASE, "tokens": self.tokens, **options}
         return [
-            Job(
-                name,
-                "",
-                store.url,
-                self.limits,
-                count,
-                seconds,
-                **{"lease_seconds": LEASE, **options},
-            )
+            Job(name, "", store.url, self.limits, count, seconds, **options)
             for name, count in zip(names, self.workers, strict=False)
         ]
 
 
 BY_RATE = Load("rate", 50, 0.03, 0.5, (30, 30))
 BY_SLOTS = Load("slots", 20, 0.15, 0, (20, 20, 20))
+BY_TOKENS = Load("tokens", 50, 0.03, 0.5, (30, 30), 100)
 
 
 @dataclass
@@ -100,7 +105,8 @@ class Row:
     """What came of one scenario.
 
     before: the first fault, as a part of the most that the limits allow.
-    during: each fault, until it was over, but for the first half second, as a part of full speed.
+    during: each fault, until it was over, but for the first half second, as a part of full speed; `None` for
+        one of less than a second.
     after: each fault, from two windows after its end, as a part of full speed.
     back_seconds: of each fault, until full speed was back; `None` if it was not.
     """
@@ -114,7 +120,7 @@ class Row:
     most_in_flight: int
     slots: int
     before: float
-    during: list[float]
+    during: list[float | None]
     after: list[float]
     back_seconds: list[float | None]
     stall_ms: float
@@ -149,11 +155,12 @@ def row_of(scenario: str, store: str, load: Load, seconds: float, outcome: Outco
 
     def part(since_ns: float, until_ns: float) -> float:
         seconds = (until_ns - since_ns) / SECOND
-        return outcome.accepted(since_ns, until_ns) / seconds / full if seconds > 0 else 0.0
+        return outcome.accepted(since_ns, until_ns) / seconds / full
 
     untils = [*(fault.began_ns for fault in outcome.faults), outcome.end_ns][1:]
     for fault, until_ns in zip(outcome.faults, untils, strict=True):
-        during.append(part(fault.began_ns + SECOND // 2, fault.done_ns))
+        lasted = fault.done_ns - fault.began_ns > SECOND
+        during.append(part(fault.began_ns + SECOND // 2, fault.done_ns) if lasted else None)
         since_ns = fault.ended_ns + 2 * WINDOW * SECOND
         after.append(part(since_ns, until_ns))
         back.append(outcome.recovery_seconds(fault.ended_ns, full, WINDOW))
@@ -369,6 +376,7 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
     {
         "none-rate": Scenario("no fault", ("sqlite", *SERVERS), BY_RATE),
         "none-slots": Scenario("no fault", ("sqlite", *SERVERS), BY_SLOTS),
+        "none-tokens": Scenario("no fault", ("sqlite", *SERVERS), BY_TOKENS),
         "empty-rate": Scenario(
             "the server is killed, and comes back empty", SERVERS, BY_RATE, [(killed_and_empty, LEASE)], 1
         ),
@@ -401,6 +409,7 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         ),
         "flushed-rate": Scenario("FLUSHALL", SERVERS, BY_RATE, [(flushed, LEASE)]),
         "flushed-slots": Scenario("FLUSHALL", SERVERS, BY_SLOTS, [(flushed, LEASE)]),
+        "flushed-tokens": Scenario("FLUSHALL", SERVERS, BY_TOKENS, [(flushed, LEASE)]),
         "asleep": Scenario("DEBUG SLEEP 2", ("redis",), BY_RATE, [(asleep, 0)], 2),
         "evicted": Scenario(
             "the key is evicted",
@@ -420,6 +429,12 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         ),
         "killed": Scenario(
             "a client that holds slots is killed", ("sqlite", *SERVERS), BY_SLOTS, [(first_killed, LEASE)]
+        ),
+        "killed-tokens": Scenario(
+            "a client that has reserved tokens is killed",
+            ("sqlite", *SERVERS),
+            BY_TOKENS,
+            [(first_killed, LEASE)],
         ),
         "deleted": Scenario(
             "the file is deleted", ("sqlite",), BY_SLOTS, [(file_deleted, LEASE)], by_courier=True
