@@ -18,7 +18,7 @@ from headgate.core.plan import Plan
 from headgate.events import Event, Waited
 from headgate.stores.memory import MemoryStore
 from headgate.testing import FakeClock, VirtualLoop
-from tests.waiting import InThread, wait_until
+from tests.waiting import InThread, line_in, wait_until
 
 
 def limiter_on(clock: FakeClock, *limits: str) -> Limiter:
@@ -27,8 +27,8 @@ def limiter_on(clock: FakeClock, *limits: str) -> Limiter:
 
 def is_empty(limiter: Limiter) -> bool:
     """Nobody stands in line, nobody is believed to, and no slot is taken."""
-    line = limiter._line
-    return (limiter.waiting, line._head, line._ranks) == (0, None, {}) and not limiter.used().get(
+    line = line_in(limiter)
+    return (limiter.waiting, line._head, bool(line._order)) == (0, None, False) and not limiter.used().get(
         "concurrency"
     )
 
@@ -712,7 +712,7 @@ class TestStalls:
         wait_until(lambda: limiter.waiting == 1)
         after = InThread(lambda: call("after"))
         wait_until(lambda: limiter.waiting == 2)
-        line = limiter._line
+        line = line_in(limiter)
         wake = line._head.wake if line._head else None
         assert wake is not None
 

@@ -23,6 +23,7 @@ from headgate.core.model import SECOND, Costs, Decision, Granted, Limit, Wait
 from headgate.core.plan import Plan
 from headgate.stores.memory import MemoryStore
 from headgate.testing import FakeClock
+from tests.waiting import line_in
 
 TAG = "tag=1G/s:burst=1G:start=full"
 """A limit that never binds: its cost tells the judge who asks."""
@@ -146,8 +147,8 @@ class Simulation:
     def run(self) -> None:
         self.clock.run(self._main())
         assert not self.wrong, self.wrong
-        line = self.limiter._line
-        assert (self.limiter.waiting, line._head, line._ranks) == (0, None, {})
+        line = line_in(self.limiter)
+        assert (self.limiter.waiting, line._head, bool(line._order)) == (0, None, False)
         assert self.limiter.used().get("concurrency", 0) == 0
         self.clock.stall(200)
         assert not any(self.limiter.used().values()), "units were lost"
@@ -229,13 +230,13 @@ class Simulation:
         """The loop is idle until then: nobody may go before it, and the head is told when."""
         if not self.limiter.waiting:
             return
-        line = self.limiter._line
+        line = line_in(self.limiter)
         head = line._head
         if head is None:
             self.check(False, "callers wait, and nobody has a timer")
             return
-        front = line._pop()
-        line._push_back(front)
+        front = line._order.pop()
+        line._order.push_back(front)
         self.check(head is front, "another one is first in line than the one who was told")
         self.check(to_us <= line.until_us, "the head sleeps over its instant")
         state = json.loads(json.dumps(self.store.dump("default", self.limiter.plan)))

@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 from headgate import AcquireTimeout, Limiter
-from tests.waiting import InThread
+from tests.waiting import InThread, line_in
 
 THREADS, LOOPS, TASKS = 8, 2, 6
 SLOTS = 6
@@ -103,7 +103,7 @@ def test_threads_and_loops_lose_nothing_and_exceed_nothing() -> None:
     assert slots.now == 0
     assert slots.calls >= sum(settled)
     print(f"{slots.calls} calls; per thread {settled}")
-    line = limiter._line
-    assert (limiter.waiting, line._head, line._ranks) == (0, None, {})
+    line = line_in(limiter)
+    assert (limiter.waiting, line._head, bool(line._order)) == (0, None, False)
     assert limiter.used()["concurrency"] == 0
     assert slots.calls > 2_000, "or it was no test"

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from headgate import Limiter
+from headgate.waiters import Line
+
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 10.0
@@ -46,3 +49,9 @@ class InThread(Generic[T]):
         if self._error is not None:
             raise self._error
         return self._result[0]
+
+
+def line_in(limiter: Limiter) -> Line:
+    """The line of a limiter whose store is this process's own."""
+    assert isinstance(limiter._line, Line)
+    return limiter._line

@@ -1,16 +1,14 @@
-"""How the lines of this process draw on a key of a store.
+"""How the lines of this process draw on a key of a store of its own.
 
-Alone, where the store is this process's own and all calls are of one class: the store is asked directly.
-Together with
-others, where it is shared or classes are in use: each question says who asks, for which class, and how many
-wait, so that everybody gets a turn.
+Alone, where all calls are of one class: the store is asked directly. Together, where classes are in use: each
+question says for which class, and how many wait, so that everybody gets a turn.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from collections.abc import Sequence
+from typing import Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from headgate.core.crowd import NORMAL
@@ -18,7 +16,7 @@ from headgate.core.model import Costs, Decision, Report
 from headgate.core.plan import Plan
 from headgate.core.together import Line as Wishes
 from headgate.errors import ConfigurationError
-from headgate.stores.base import SharedStore, Store
+from headgate.stores.memory import MemoryStore
 
 
 class Standing(Protocol):
@@ -40,17 +38,15 @@ class Access:
     """What this process knows of a key: its store, its limits, and its lines, one for each class.
 
     Attributes:
-        together: others draw on the key, or may: classes, processes.
+        together: calls of other classes draw on the key, or may.
     """
 
-    def __init__(self, store: Store, key: str, plan: Plan) -> None:
+    def __init__(self, store: MemoryStore, key: str, plan: Plan) -> None:
         self.store = store
         self.key = key
         self.plan = plan
-        self.together = store.shared
+        self.together = False
         self.lines: WeakValueDictionary[int, Standing] = WeakValueDictionary()
-        self._lock = threading.Lock()
-        self._listening: Callable[[], None] | None = None
 
     def acquire(self, kind: int, waiting: int, asks: Sequence[Costs]) -> list[Decision]:
         """Answer asks of a class, in their order.
@@ -60,42 +56,24 @@ class Access:
         """
         if not self.together:
             return self.store.acquire(self.key, self.plan, asks)
-        return self._shared.acquire_for(self.key, self.plan, (Wishes(kind, waiting, asks),))[0]
+        return self.store.acquire_for(self.key, self.plan, (Wishes(kind, waiting, asks),))[0]
 
     def settle(self, reports: Sequence[Report]) -> bool:
         """Book what became of calls; whether somebody here may be able to go now."""
         if not self.together:
             self.store.settle(self.key, self.plan, reports)
             return True
-        return self._shared.settle_for(self.key, self.plan, reports)
+        return self.store.settle_for(self.key, self.plan, reports)
 
     def stand_down(self, kind: int) -> None:
         """Nobody waits in a class any more, though the store may believe so."""
         if self.together:
-            self._shared.acquire_for(self.key, self.plan, (Wishes(kind, 0, ()),))
+            self.store.acquire_for(self.key, self.plan, (Wishes(kind, 0, ()),))
 
     def use_class(self, kind: int) -> None:
         """Calls of a class come."""
         if kind != NORMAL:
             self.together = True
-
-    def listen(self) -> None:
-        """Somebody waits: be told when asking again may help."""
-        if self.store.shared:
-            with self._lock:
-                if self._listening is None:
-                    self._listening = self._shared.listen(self.key, self.serve)
-
-    def rest(self) -> None:
-        """Stop listening if nobody waits."""
-        if self._listening is None:
-            return
-        with self._lock:
-            if any(line.waiting for line in list(self.lines.values())):
-                return
-            stop, self._listening = self._listening, None
-        if stop is not None:
-            stop()
 
     def serve(self) -> None:
         """Let all lines look whether somebody may go."""
@@ -103,16 +81,12 @@ class Access:
             if line.waiting:
                 line.serve()
 
-    @property
-    def _shared(self) -> SharedStore:
-        return cast(SharedStore, self.store)
 
-
-_known: WeakKeyDictionary[Store, WeakValueDictionary[str, Access]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[MemoryStore, WeakValueDictionary[str, Access]] = WeakKeyDictionary()
 _registry = threading.Lock()
 
 
-def access_to(store: Store, key: str, plan: Plan) -> Access:
+def access_to(store: MemoryStore, key: str, plan: Plan) -> Access:
     """The one access of this process to a key of a store.
 
     Raises:

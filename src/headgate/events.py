@@ -21,7 +21,10 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Waited:
-    """The head of the line has to wait for ``limit``: ``seconds``, or None until an answer comes."""
+    """The head of the line has to wait for ``limit``: ``seconds``, or None until an answer comes.
+
+    ``limit`` is ``paused`` while an operator lets nothing go.
+    """
 
     key: str
     limit: str
@@ -49,5 +52,21 @@ class Settled:
     used: Mapping[str, int]
 
 
-Event: TypeAlias = Granted | Waited | Throttled | Settled
+@dataclass(frozen=True, slots=True)
+class StoreFailed:
+    """The shared store cannot be reached; ``why`` says what it said, or what was tried."""
+
+    key: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreBack:
+    """The shared store answers again, after ``seconds``."""
+
+    key: str
+    seconds: float
+
+
+Event: TypeAlias = Granted | Waited | Throttled | Settled | StoreFailed | StoreBack
 Listener: TypeAlias = Callable[[Event], None]

@@ -23,6 +23,8 @@ from headgate.core.retry import SPENDS_NO_ATTEMPT, class_of_status
 from headgate.core.text import parse_limits
 from headgate.decorator import limited
 from headgate.errors import ConfigurationError
+from headgate.order import refusal
+from headgate.sharing.failure import parse_policy
 from headgate.stores.base import Store, open_store
 from headgate.waiters import line_of
 
@@ -185,6 +187,9 @@ class Limiter:
         service_class: ``interactive``, ``normal`` or ``bulk``: while calls of several classes wait, they get
             50, 35 and 15 % of what the limits let through; what one does not want is the others'. Within a
             class, processes share equally.
+        on_store_failure: what callers do while a shared store cannot be reached. ``wait``: as long as it
+            takes, or ``max_wait``. ``refuse``: :class:`~headgate.StoreUnavailable` at once. ``share:N``, if
+            N processes draw on the key: each goes by an Nth of the limits until the store is back.
 
     Raises:
         ConfigurationError: limits that cannot be read or make no sense.
@@ -196,6 +201,7 @@ class Limiter:
         key: str = "default",
         store: Store | str | None = None,
         service_class: ServiceClass = "normal",
+        on_store_failure: str = "wait",
     ) -> None:
         self.plan = Plan(parse_limits(limits))
         for limit in self.plan.limits:
@@ -216,7 +222,9 @@ class Limiter:
                 f"service_class is one of {', '.join(CLASS_NAMES)}; got {service_class!r}"
             )
         self.service_class = service_class
-        self._line = line_of(self.store, key, self.plan, CLASS_NAMES.index(service_class))
+        self.on_store_failure = on_store_failure
+        policy = parse_policy(on_store_failure)
+        self._line = line_of(self.store, key, self.plan, CLASS_NAMES.index(service_class), policy)
         self._listeners: tuple[events.Listener, ...] = ()
         self._listening = threading.Lock()
 
@@ -233,7 +241,13 @@ class Limiter:
 
     def of_class(self, service_class: ServiceClass) -> Limiter:
         """The same budget for calls of another class: ``limiter.of_class("bulk").permit()``."""
-        return Limiter(*self.limits, key=self.key, store=self.store, service_class=service_class)
+        return Limiter(
+            *self.limits,
+            key=self.key,
+            store=self.store,
+            service_class=service_class,
+            on_store_failure=self.on_store_failure,
+        )
 
     @property
     def waiting(self) -> int:
@@ -295,7 +309,7 @@ class Limiter:
         costs = self.plan.costs(units)
         answer = self._line.ask(costs)
         if type(answer) is model.Refused:
-            raise self._line._refusal(costs, answer)
+            raise refusal(self.plan, costs, answer)
         return self._granted(answer, answer.at_us) if type(answer) is model.Granted else None
 
     @overload
@@ -335,6 +349,7 @@ class Limiter:
         with self._listening:
             if not self._listeners:
                 self._line.watch(self._told_to_wait)
+                self._line.watch_store(self._tell)
             self._listeners = (*self._listeners, listener)
 
         def unsubscribe() -> None:
@@ -344,6 +359,7 @@ class Limiter:
                 self._listeners = tuple(listeners)
                 if not listeners:
                     self._line.unwatch(self._told_to_wait)
+                    self._line.unwatch_store(self._tell)
 
         return unsubscribe
 
@@ -356,7 +372,8 @@ class Limiter:
             seconds = None
             if wait.until_us < model.NEVER:
                 seconds = max(wait.until_us - self.store.now().elapsed_us, 0) / SECOND
-            self._tell(events.Waited(self.key, self.limits[wait.rule].name, seconds))
+            name = self.limits[wait.rule].name if wait.rule >= 0 else "paused"
+            self._tell(events.Waited(self.key, name, seconds))
 
     # The other side of permits
 

@@ -4,29 +4,31 @@ All threads and event loops of a process stand in one line for a key. Only the h
 look again; it alone holds a timer. Whoever settles, asks or leaves looks for the others on the way. Should
 the head's loop or thread be busy elsewhere, the other loops and threads look for themselves now and then.
 
-Order: larger priorities first, first come first served among equals; and every eighth permit goes to
-whoever has waited longest, so that a steady feed of important calls starves nobody.
+This is for a store of this process alone, which is asked at no cost; see ``sharing`` for the others.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from weakref import WeakSet
 
 from headgate.access import Access, access_to
 from headgate.core.crowd import NORMAL
 from headgate.core.model import ANSWERED, NEVER, SECOND, UNSENT, Costs, Granted, Refused, Report, Wait
 from headgate.core.plan import Plan
-from headgate.errors import AcquireTimeout, CostExceedsLimit
-from headgate.stores.base import Store
+from headgate.events import Listener
+from headgate.order import Order, refusal, timeout
+from headgate.sharing.failure import WAIT, Policy
+from headgate.stores.base import SharedStore, Store
+from headgate.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     import asyncio
 
-ELDEST_EVERY = 8
+    from headgate.sharing.line import SharedLine
+
 LOOK_SECONDS = 0.25
 """How often those who are not the head see whether the head has missed its instant."""
 
@@ -84,13 +86,22 @@ def _outcome(waiter: Waiter) -> Granted:
 _registry = threading.Lock()
 
 
-def line_of(store: Store, key: str, plan: Plan, kind: int = NORMAL) -> Line:
+def line_of(
+    store: Store, key: str, plan: Plan, kind: int = NORMAL, policy: Policy = WAIT
+) -> Line | SharedLine:
     """The one line of this process for a class of a key of a store.
+
+    Args:
+        policy: what to do when a shared store fails.
 
     Raises:
         ConfigurationError: others use the key under different limits.
     """
-    access = access_to(store, key, plan)
+    if store.shared:
+        from headgate.sharing.courier import shared_line  # only those who need it pay for asyncio
+
+        return shared_line(cast(SharedStore, store), key, plan, kind, policy)
+    access = access_to(cast(MemoryStore, store), key, plan)
     with _registry:
         known = access.lines.get(kind)
         if isinstance(known, Line):
@@ -109,6 +120,8 @@ class Line:
         blocking: index of the limit that is in the head's way.
     """
 
+    asks_at_once = True
+
     def __init__(self, access: Access, kind: int = NORMAL) -> None:
         self.access = access
         self.kind = kind
@@ -121,12 +134,10 @@ class Line:
         self._told: tuple[Waiter | None, Wait] | None = None
         self._looking: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._lock = threading.Lock()
-        self._ranks: dict[float, deque[Waiter]] = {}
-        self._numbers = 0
-        self._served = 0
+        self._order: Order[Waiter] = Order()
         self._head: Waiter | None = None
         self._firm = False  # what the head was told stays, whatever calls are answered as reserved
-        self._stands = False  # a shared store believes that somebody waits
+        self._stands = False  # the store believes that somebody waits
         self._called = 0  # coroutines that have been granted a permit and have not resumed yet
 
     # Asking
@@ -332,11 +343,11 @@ class Line:
     ) -> None:
         """Raise if a permit will never come, or only after ``max_wait``."""
         if type(answer) is Refused:
-            raise self._refusal(costs, answer)
+            raise refusal(self.plan, costs, answer)
         if max_wait is not None and type(answer) is Wait and answer.until_us < NEVER:
             seconds = (answer.until_us - asked_us) / SECOND
             if seconds > max_wait:
-                raise self._timeout(max_wait, answer.rule, seconds)
+                raise timeout(self.plan, max_wait, answer.rule, seconds)
 
     # The line itself
 
@@ -347,17 +358,11 @@ class Line:
             self.access.settle((Report(late, UNSENT),))  # those behind are served below
         with self._lock:
             waiter.state = WAITING
-            rank = self._ranks.setdefault(waiter.priority, deque())
             if late is None:
-                self._numbers += 1
-                waiter.number = self._numbers
-                rank.append(waiter)
+                self._order.join(waiter)
             else:
-                behind = (place for place, other in enumerate(rank) if other.number > waiter.number)
-                rank.insert(next(behind, len(rank)), waiter)
+                self._order.rejoin(waiter)
             self.waiting += 1
-            if self.waiting == 1:
-                self.access.listen()
             head = self._head
             ahead = head is None or head.state is not WAITING or waiter.priority > head.priority
         if ahead or late is not None:
@@ -398,12 +403,16 @@ class Line:
             stands, self._stands = self._stands and not self.waiting, False
         if stands:
             self.access.stand_down(self.kind)
-        self.access.rest()
 
     def watch(self, watcher: Callable[[Wait], None]) -> None:
         """Call ``watcher`` whenever the head, or what it waits for, is another."""
         with self._lock:
             self._watchers = (*self._watchers, watcher)
+
+    def watch_store(self, listener: Listener) -> None:
+        """A store of this process does not fail."""
+
+    unwatch_store = watch_store
 
     def unwatch(self, watcher: Callable[[Wait], None]) -> None:
         """Call it no longer."""
@@ -414,13 +423,14 @@ class Line:
         """Ask, from the front, until one has to wait, who is the new head; collect those who need not."""
         self._firm = False
         most = self.store.batch + 1  # whoever is behind those that may go has to be told when
-        while self._ranks:
+        order = self._order
+        while order:
             asked: list[Waiter] = []
             wait: Wait | None = None
             left: list[Waiter] = asked
             try:
-                while len(asked) < most and self._ranks:
-                    asked.append(self._pop())
+                while len(asked) < most and order:
+                    asked.append(order.pop())
                 answers = self.access.acquire(self.kind, self.waiting, [waiter.costs for waiter in asked])
                 left = []
                 for index, waiter in enumerate(asked):
@@ -436,13 +446,13 @@ class Line:
                             waiter.called = True
                             self._called += 1
                     elif type(answer) is Refused:
-                        waiter.error, waiter.state = self._refusal(waiter.costs, answer), FAILED
+                        waiter.error, waiter.state = refusal(self.plan, waiter.costs, answer), FAILED
                     # Only now: a settlement looks at it without the lock, to see whether anybody waits.
                     self.waiting -= 1
                     woken.append(waiter)
             finally:
                 for waiter in reversed(left):  # all of them if the store has failed
-                    self._push_back(waiter)
+                    order.push_back(waiter)
             if wait is not None:
                 self.until_us, self.blocking, self._firm = wait.until_us, wait.rule, wait.firm
                 self._head = left[0]
@@ -450,32 +460,10 @@ class Line:
         self._head = None
         return None
 
-    def _pop(self) -> Waiter:
-        """The next in order; the caller has seen that there is one."""
-        self._served += 1
-        if len(self._ranks) == 1:
-            [(priority, rank)] = self._ranks.items()
-        elif self._served % ELDEST_EVERY:
-            priority, rank = max(self._ranks.items())
-        else:
-            priority, rank = min(self._ranks.items(), key=lambda item: item[1][0].number)
-        waiter = rank.popleft()
-        if not rank:
-            del self._ranks[priority]
-        return waiter
-
-    def _push_back(self, waiter: Waiter) -> None:
-        self._served -= 1
-        self._ranks.setdefault(waiter.priority, deque()).appendleft(waiter)
-
     def _remove(self, waiter: Waiter) -> bool:
         """Take it out of the line, under the lock; whether it was the head."""
-        rank = self._ranks.get(waiter.priority)
-        if rank is not None and waiter in rank:
-            rank.remove(waiter)
+        if self._order.remove(waiter):
             self.waiting -= 1
-            if not rank:
-                del self._ranks[waiter.priority]
         if self._head is not waiter:
             return False
         self._head = None
@@ -492,7 +480,7 @@ class Line:
                 rule = self.blocking
                 if self.until_us < NEVER:
                     seconds = max(self.until_us - self.store.now().elapsed_us, 0) / SECOND
-            waiter.error, waiter.state = self._timeout(max_wait, rule, seconds), FAILED
+            waiter.error, waiter.state = timeout(self.plan, max_wait, rule, seconds), FAILED
         waiter.wake()
         if was_head:
             self.serve()
@@ -512,25 +500,3 @@ class Line:
         if grant is not None:
             self.access.settle((Report(grant, UNSENT),))
         return was_head or grant is not None
-
-    # Errors
-
-    def _refusal(self, costs: Costs, answer: Refused) -> CostExceedsLimit:
-        limit = self.plan.limits[answer.rule]
-        cost = costs[answer.rule]
-        return CostExceedsLimit(
-            f"{limit.name} can carry at most {answer.largest} {limit.meter} in one call; "
-            f"this one costs {cost}",
-            limit=limit.name,
-            cost=cost,
-            largest=answer.largest,
-        )
-
-    def _timeout(self, max_wait: float, rule: int = -1, seconds: float | None = None) -> AcquireTimeout:
-        name = self.plan.limits[rule].name if rule >= 0 else None
-        why = "others are first in line"
-        if name is not None:
-            why = f"{name} opens " + ("when a call ends" if seconds is None else f"in {seconds:.3g} s")
-        return AcquireTimeout(
-            f"no permit within {max_wait:g} s: {why}", limit=name, retry_after_seconds=seconds
-        )

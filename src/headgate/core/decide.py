@@ -497,11 +497,7 @@ def retune(old: Plan, new: Plan, state: State, now: Now) -> State:
         elif _alike(before.limit, after.limit):
             changed.parts.append(after.carried(before, part, now, at, alive_at))
         else:
-            spent_part = after.spent(now, at)
-            if after.pins and before.pins:
-                held = sum(member.pinned[len(changed.parts)] for member in _members(state))
-                after.adopt(spent_part, held)
-            changed.parts.append(spent_part)
+            changed.parts.append(_spent_but_held(after, len(changed.parts), state, now, at))
     _carry(state, changed)
     if state.crowd is not None:
         state.crowd.epochs = max(state.crowd.epochs, at)
@@ -509,6 +505,14 @@ def retune(old: Plan, new: Plan, state: State, now: Now) -> State:
             state.crowd.epochs += 1
             member.epoch, member.adopted = state.crowd.epochs, 1
     return changed
+
+
+def _spent_but_held(rule: Rule, index: int, state: State, now: Now, at: int) -> RuleState:
+    """Nothing is left of a limit, and what clients hold of it stays held."""
+    part = rule.spent(now, at)
+    if rule.pins:
+        rule.adopt(part, sum(member.pinned[index] for member in _members(state)))
+    return part
 
 
 def _members(state: State) -> list[Member]:
@@ -546,3 +550,19 @@ def resume(plan: Plan, state: State, passed_us: int, now: Now) -> None:
     for rule, part in zip(plan.rules, state.parts, strict=True):
         rule.advance(part, at, at - frozen, now.wall_us)
         rule.orphan(part, at - frozen)
+
+
+def rejoin(plan: Plan, state: State, now: Now, pause_us: int) -> State:
+    """The state after a time in which clients went by shares of the limits, of which nothing is known here.
+
+    Nothing is granted for ``pause_us``, within which all of them come back. Who comes after the first, within
+    that time, changes nothing more.
+    """
+    at, _ = advance(plan, state, now)
+    if state.paused <= at:
+        for index, rule in enumerate(plan.rules):
+            limit = rule.limit
+            if limit.kind != "concurrency" and (limit.kind == "bucket" or limit.period_us <= PACED_START_US):
+                state.parts[index] = _spent_but_held(rule, index, state, now, at)
+        pause(state, at + pause_us)
+    return state

@@ -18,6 +18,7 @@ from typing import Any
 from headgate.core.model import NEVER, SECOND, Granted, Refused
 from headgate.errors import CostExceedsLimit, ValidationError
 from headgate.limiter import Permit
+from headgate.order import refusal
 from headgate.runner.board import Board
 from headgate.runner.call import Attempt, Call, CurrentCall, Memory, close, current
 from headgate.runner.outcome import Judge, rejection, unreadable
@@ -236,18 +237,21 @@ class Engine:
     def _ask(self, call: Call[Any]) -> Permit | None:
         """A permit, if one is free and nobody is first in line."""
         limiter = self._board.limiter
+        if not limiter._line.asks_at_once:
+            return None  # nobody's loop waits for a shared store
         answer = limiter._line.ask(call.costs)
         if type(answer) is Granted:
             if self._board.limited and answer.at_us > self._waited_until_us + SAME_TURN_US:
                 self._board.set_limited(False)
             return limiter._granted(answer, answer.at_us)
         if type(answer) is Refused:
-            raise limiter._line._refusal(call.costs, answer)
+            raise refusal(limiter.plan, call.costs, answer)
         return None
 
     async def _wait_in_line(self, call: Call[Any]) -> Permit | None:
         """A permit in its turn; None if another call has come first meanwhile."""
-        self._board.set_limited(True)
+        line = self._board.limiter._line
+        self._board.set_limited(line.asks_at_once or line.until_us > self._board.now().elapsed_us)
         self._asking = call
         try:
             if self._dirty and self._reconsider():

@@ -16,6 +16,7 @@ from headgate.core.model import SECOND, Limit, Refused
 from headgate.core.retry import RetryPolicy
 from headgate.errors import ConfigurationError, CostExceedsLimit, RunStopped
 from headgate.limiter import Limiter
+from headgate.order import refusal
 from headgate.progress.view import KINDS as KINDS_OF_VIEW
 from headgate.progress.view import make_view
 from headgate.runner.bell import Bell, Interrupts
@@ -495,7 +496,7 @@ class Runner(Generic[P, R]):
         call.costs = plan.costs(call.units)
         for index, (units, rule) in enumerate(zip(call.costs, plan.rules, strict=True)):
             if units > rule.largest:
-                raise self.limiter._line._refusal(call.costs, Refused(index, rule.largest))
+                raise refusal(self.limiter.plan, call.costs, Refused(index, rule.largest))
         if self._board.spending.counts:
             call.price = self._board.spending.price_of(call.args, call.kwargs, call.units)
 

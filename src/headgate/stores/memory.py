@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from headgate.core import decide, together
 from headgate.core.model import Costs, Decision, Now, Report, new
 from headgate.core.plan import Plan
 from headgate.core.together import Line
+from headgate.stores.base import Edit, Keyed, same_meters
 
 
 def _elapsed_clock() -> Callable[[], int]:
@@ -48,56 +50,89 @@ class MemoryStore:
     def __init__(self, clock: Callable[[], Now] = process_clock) -> None:
         self.now = clock
         self._lock = Lock()
-        self._states: dict[str, tuple[Plan, decide.State]] = {}
+        # The limits in force, the state, and the declared limits if those in force are others.
+        self._states: dict[str, tuple[Plan, decide.State, Plan | None]] = {}
 
     def acquire(self, key: str, plan: Plan, asks: Sequence[Costs]) -> list[Decision]:
         with self._lock:
             now = self.now()
-            return decide.acquire(plan, asks, self._state(key, plan, now), now)
+            plan, state = self._of(key, plan, now)
+            return decide.acquire(plan, asks, state, now)
 
     def settle(self, key: str, plan: Plan, reports: Sequence[Report]) -> None:
         with self._lock:
             now = self.now()
-            decide.settle(plan, reports, self._state(key, plan, now), now)
+            plan, state = self._of(key, plan, now)
+            decide.settle(plan, reports, state, now)
 
     def acquire_for(self, key: str, plan: Plan, lines: Sequence[Line]) -> list[list[Decision]]:
         """See :func:`headgate.core.together.acquire`: for classes, as there are no other processes here."""
         with self._lock:
             now = self.now()
-            return together.acquire(plan, "", lines, self._state(key, plan, now), now, LEASE_US)
+            plan, state = self._of(key, plan, now)
+            return together.acquire(plan, "", lines, state, now, LEASE_US)
 
     def settle_for(self, key: str, plan: Plan, reports: Sequence[Report]) -> bool:
         """See :func:`headgate.core.together.settle`."""
         with self._lock:
             now = self.now()
-            state = self._state(key, plan, now)
+            plan, state = self._of(key, plan, now)
             return together.settle(plan, "", 0, reports, state, now, LEASE_US) is not None
 
     def used(self, key: str, plan: Plan) -> tuple[int, ...]:
         with self._lock:
             now = self.now()
-            return decide.used(plan, self._state(key, plan, now), now)
+            return decide.used(*self._of(key, plan, now), now)
+
+    # For operators
+
+    def keys(self) -> list[str]:
+        with self._lock:
+            return sorted(self._states)
+
+    def look(self, key: str) -> tuple[Keyed, Now] | None:
+        with self._lock:
+            found = self._states.get(key)
+            if found is None:
+                return None
+            return Keyed(found[0], decide.State.load(copy.deepcopy(found[1].dump())), found[2]), self.now()
+
+    def edit(self, key: str, change: Edit) -> bool:
+        with self._lock:
+            found = self._states.get(key)
+            if found is None:
+                return False
+            plan, state, declared = found
+            changed = change(Keyed(plan, state, declared), self.now())
+            if changed is None:
+                del self._states[key]
+            else:
+                self._states[key] = changed.plan, changed.state, changed.declared
+            return True
 
     def dump(self, key: str, plan: Plan) -> list[object]:
         """The state of a key as plain JSON; :meth:`load` takes it."""
         with self._lock:
-            return self._state(key, plan, self.now()).dump()
+            return self._of(key, plan, self.now())[1].dump()
 
     def load(self, key: str, plan: Plan, state: decide.State) -> None:
         """Put a state in a key's place."""
         with self._lock:
-            self._states[key] = plan, state
+            self._states[key] = plan, state, None
 
-    def _state(self, key: str, plan: Plan, now: Now) -> decide.State:
+    def _of(self, key: str, plan: Plan, now: Now) -> tuple[Plan, decide.State]:
+        """The limits in force and the state of a key, for somebody who declares ``plan``."""
         found = self._states.get(key)
         if found is None:
             state = decide.fresh(plan, now)
         elif found[0] is plan or found[0].limits == plan.limits:
-            return found[1]
+            return plan, found[1]
+        elif found[2] is not None and same_meters(found[0], plan):
+            return found[0], found[1]
         else:
             state = decide.replan(found[0], plan, found[1], now)
-        self._states[key] = plan, state
-        return state
+        self._states[key] = plan, state, None
+        return plan, state
 
 
 def open_url(url: str) -> MemoryStore:

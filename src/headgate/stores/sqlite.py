@@ -1,9 +1,9 @@
 """State in one SQLite file: several processes of one machine share their limits, with nothing to install.
 
 Each verb is one transaction for its whole batch: load the key's row, let the core decide, write the row back.
-A row holds what the core says of a key and is bounded; rows are never taken out. Instants are those of the
-machine's boot clock, the same for all its processes; after another start of the machine a row is resumed by
-wall time, and whoever drew on it is gone.
+A row holds what the core says of a key and is bounded; only operators take rows out. Instants are those of
+the machine's boot clock, the same for all its processes; after another start of the machine a row is resumed
+by wall time, and whoever drew on it is gone.
 
 One connection serves all threads of a process, under a lock: SQLite lets one write at a time anyhow, and who
 waits for a lock of ours goes on at once, where who waits for SQLite's has to look again and again.
@@ -16,7 +16,6 @@ do not share memory. This module knows keys, transactions and a clock; what a ro
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
 import marshal
 import os
@@ -27,25 +26,32 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 from weakref import WeakValueDictionary, finalize, ref
 
-from headgate.core import crowd as crowds
 from headgate.core import decide, together
-from headgate.core.model import SECOND, Costs, Decision, Granted, Limit, Now, Report, Wait
+from headgate.core.model import SECOND, Costs, Decision, Granted, Now, Report
 from headgate.core.plan import Plan
-from headgate.core.together import Line
+from headgate.core.together import Line, Trade, Traded
 from headgate.errors import ConfigurationError, HeadgateError, StoreUnavailable
+from headgate.stores.base import (
+    LEASE_US,
+    Deal,
+    Edit,
+    Keyed,
+    limits_of,
+    same_meters,
+    text_of,
+    under_ours,
+)
 from headgate.stores.memory import process_clock
 
 T = TypeVar("T")
 log = logging.getLogger("headgate")
 
-LEASE_US = 15 * SECOND
-"""Of a process that has not been heard of for so long, the slots go to others."""
 BUSY_SECONDS = 5.0
 """How long to wait for the others' transactions; they take a fraction of a millisecond."""
 END_SECONDS = 0.25
@@ -54,12 +60,10 @@ WATCH_SECONDS = 0.01
 """How often to see whether another process has changed the file, while somebody listens."""
 CHECK_SECONDS = 0.01
 """How often to see whether the file is still the one that its name stands for."""
-LOOK_SECONDS = 1.0
-"""How often to see which heartbeats are due, and whether there is anything left to do."""
 
 APPLICATION = 0x68677374
 """Stands in the head of each file: "hgst" in ASCII."""
-VERSION = 1
+VERSION = 2
 MOST_STATES = 64
 """Of so many keys the last state is remembered, so that it need not be read where nobody else has written."""
 ALONE = 8
@@ -71,18 +75,24 @@ MOST_SEATS = 1_000
 ANYONE = ""
 """In the place of a client's name: all who wait may look."""
 
+# ``limits`` are in force; ``declared`` are those that programs declare, if others were set in their place.
 _TABLE = """CREATE TABLE keys (
     id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, version INTEGER NOT NULL, told INTEGER NOT NULL,
-    who TEXT NOT NULL, boot TEXT NOT NULL, limits TEXT NOT NULL, state BLOB NOT NULL)"""
+    who TEXT NOT NULL, boot TEXT NOT NULL, limits TEXT NOT NULL, declared TEXT NOT NULL,
+    state BLOB NOT NULL)"""
 _SETTINGS = (
     "PRAGMA synchronous=NORMAL",  # with OFF a power failure could leave a file that nobody can read
     "PRAGMA wal_autocheckpoint=4000",  # pages: a disk with slow syncs is waited for every few thousand verbs
 )
-_LOAD = "SELECT id, version, told, who, boot, limits, state FROM keys WHERE key = ?"
-_INSERT = "INSERT INTO keys (version, told, who, boot, limits, state, key) VALUES (?, ?, ?, ?, ?, ?, ?)"
-_UPDATE = "UPDATE keys SET version = ?, told = ?, who = ?, boot = ?, limits = ?, state = ? WHERE id = ?"
+_LOAD = "SELECT id, version, told, who, boot, limits, declared, state FROM keys WHERE key = ?"
+_INSERT = """INSERT INTO keys (version, told, who, boot, limits, declared, state, key)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+_UPDATE = """UPDATE keys
+    SET version = ?, told = ?, who = ?, boot = ?, limits = ?, declared = ?, state = ? WHERE id = ?"""
 _RENEW = "UPDATE keys SET version = ?, told = ?, who = ?, state = ? WHERE id = ? AND version = ?"
 _HINT = "SELECT told, who FROM keys WHERE key = ?"
+_FORGET = "DELETE FROM keys WHERE id = ?"
+_KEYS = "SELECT key FROM keys ORDER BY key"
 
 
 def boot_id() -> str:
@@ -131,7 +141,6 @@ class SQLiteStore:
         self._ears: dict[str, _Ear] = {}
         self._attendant: threading.Thread | None = None
         self._bell = threading.Event()
-        self._look_at = 0.0
         self._anew = False  # somebody has begun to listen
         self._finish = finalize(self, _finish, self._session, self._seats, self._bell)
 
@@ -146,70 +155,57 @@ class SQLiteStore:
 
     def acquire(self, key: str, plan: Plan, asks: Sequence[Costs]) -> list[Decision]:
         return self._session.change(
-            key, plan, lambda state, now: decide.acquire(plan, asks, state, now), count=len(asks)
+            key, plan, lambda plan, state, now: decide.acquire(plan, asks, state, now), count=len(asks)
         )[0]
 
     def settle(self, key: str, plan: Plan, reports: Sequence[Report]) -> None:
         self._session.change(
-            key, plan, lambda state, now: decide.settle(plan, reports, state, now), count=len(reports)
+            key, plan, lambda plan, state, now: decide.settle(plan, reports, state, now), count=len(reports)
         )
 
     def used(self, key: str, plan: Plan) -> tuple[int, ...]:
-        return self._session.change(key, plan, lambda state, now: decide.used(plan, state, now))[0]
+        return self._session.change(key, plan, decide.used)[0]
 
     # In turn
 
-    def acquire_for(self, key: str, plan: Plan, lines: Sequence[Line]) -> list[list[Decision]]:
+    def trade(self, deals: Sequence[Deal]) -> list[Traded | HeadgateError]:
+        found: list[Traded | HeadgateError] = []
+        for key, plan, trade in deals:
+            try:
+                found.append(self._trade(key, plan, trade))
+            except HeadgateError as error:
+                found.append(error)
+        return found
+
+    def _trade(self, key: str, plan: Plan, trade: Trade) -> Traded:
         session = self._session
         client = session.client
-        answers, told = session.change(
+        traded, told = session.change(
             key,
             plan,
-            lambda state, now: together.acquire(plan, client, lines, state, now, LEASE_US),
-            count=sum(len(line.asks) for line in lines),
+            lambda plan, state, now: together.trade(plan, client, trade, state, now, LEASE_US),
+            count=len(trade.reports) + sum(len(line.asks) for line in trade.lines),
+            hint=_next_of,
         )
+        granted = sum(type(answer) is Granted for answers in traded.answers for answer in answers)
         with self._lock:
             seat = self._speak(key, plan)
-            for line, given in zip(lines, answers, strict=True):
-                left = line.waiting
-                for answer in given:
-                    if type(answer) is not Wait:
-                        left -= 1
-                        seat.held += type(answer) is Granted
-                if left > 0:
-                    seat.waiting |= 1 << line.kind
-                else:
-                    seat.waiting &= ~(1 << line.kind)
-            seat.asked_at = seat.spoke_at
-            seat.heard = told  # it has asked: earlier hints are out of date
-            if key in self._ears:
-                self._ears[key].heard = told
-            if self._attendant is None and (seat.held or seat.waiting):
-                self._start()
-        return answers
+            seat.held = max(seat.held + granted - len(trade.reports), 0)
+            if trade.lines:
+                seat.heard = told  # it has asked: earlier hints are out of date
+                if key in self._ears:
+                    self._ears[key].heard = told
+        return traded
+
+    def acquire_for(self, key: str, plan: Plan, lines: Sequence[Line]) -> list[list[Decision]]:
+        return self._trade(key, plan, Trade(lines=lines)).answers
 
     def settle_for(self, key: str, plan: Plan, reports: Sequence[Report]) -> bool:
-        session = self._session
-        client = session.client
         # No sequence: a transaction is booked or it is not, and whoever is told of an error may repeat it.
-        who, _ = session.change(
-            key,
-            plan,
-            lambda state, now: together.settle(plan, client, 0, reports, state, now, LEASE_US),
-            count=len(reports),
-            hints=True,
-        )
-        with self._lock:
-            seat = self._speak(key, plan)
-            seat.held = max(seat.held - len(reports), 0)
-        return who == client
+        return self._trade(key, plan, Trade(reports=reports)).next == self._session.client
 
     def beat(self, key: str, plan: Plan) -> None:
-        session = self._session
-        client = session.client
-        session.change(key, plan, lambda state, now: together.beat(plan, client, state, now, LEASE_US))
-        with self._lock:
-            self._speak(key, plan)
+        self._trade(key, plan, Trade())
 
     def leave(self, key: str, plan: Plan) -> None:
         self._session.leave(key, plan)
@@ -217,6 +213,9 @@ class SQLiteStore:
             self._seats.pop(key, None)
             wakes = self._wakes(key)
         _call(wakes)
+
+    def ping(self) -> None:
+        self._session.ping()
 
     def _speak(self, key: str, plan: Plan) -> _Seat:
         """Its seat, under the lock: the key has just heard of us."""
@@ -235,6 +234,19 @@ class SQLiteStore:
         for key, seat in list(self._seats.items()):
             if not seat.held and seat.spoke_at < long_ago:
                 del self._seats[key]
+
+    # For operators
+
+    def keys(self) -> list[str]:
+        return self._session.keys()
+
+    def look(self, key: str) -> tuple[Keyed, Now] | None:
+        return self._session.look(key)
+
+    def edit(self, key: str, change: Edit) -> bool:
+        return self._session.edit(key, change)
+
+    # Hints
 
     def listen(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
         def once_more() -> None:  # an object of its own, however often one function listens
@@ -274,7 +286,7 @@ class SQLiteStore:
         self._begin_anew()
         bell.set()  # the old attendant sees that it is not wanted any more
 
-    # The attendant: heartbeats and news, on a thread that is there while anything is held or waited for
+    # The attendant: news, on a thread that is there while anybody listens
 
     def _start(self) -> None:
         thread = threading.Thread(
@@ -286,60 +298,33 @@ class SQLiteStore:
 
     def _attend(self, bell: threading.Event) -> float | None:
         """One look; seconds until the next, or None if there is nothing left to do."""
-        now = time.monotonic()
         with self._lock:
             if bell is not self._bell:  # the store has begun anew
                 return None
-            due = self._due_beats(now) if now >= self._look_at else []
+            if not self._ears:
+                self._attendant = None
+                return None
             listened = [(key, ear.heard) for key, ear in self._ears.items()]
             anew, self._anew = self._anew, False
-        for key, plan in due:
-            try:
-                self.beat(key, plan)
-            except Exception as error:  # the next look tries again
-                log.warning("no heartbeat for the key %r: %s", key, error)
         wakes: list[Callable[[], None]] = []
-        if listened:
-            for key, told, who in self._session.news(listened, anew=anew):
-                with self._lock:
-                    if key in self._ears:
-                        self._ears[key].heard = told
-                    if who in (ANYONE, self.client):
-                        wakes += self._wakes(key)
+        for key, told, who in self._session.news(listened, anew=anew):
+            with self._lock:
+                if key in self._ears:
+                    self._ears[key].heard = told
+                if who in (ANYONE, self.client):
+                    wakes += self._wakes(key)
         _call(wakes)
-        with self._lock:
-            if self._ears:
-                return WATCH_SECONDS
-            now = time.monotonic()
-            if any(seat.is_taken(now) for seat in self._seats.values()):
-                return max(self._look_at - now, WATCH_SECONDS)
-            self._attendant = None
-            return None
-
-    def _due_beats(self, now: float) -> list[tuple[str, Plan]]:
-        self._look_at = now + min(LOOK_SECONDS, LEASE_US / SECOND / 10)
-        late = now - LEASE_US / SECOND / 3
-        return [
-            (key, seat.plan)
-            for key, seat in self._seats.items()
-            if seat.spoke_at <= late and seat.is_taken(now)
-        ]
+        return WATCH_SECONDS
 
 
 @dataclass(slots=True)
 class _Seat:
-    """What this process holds and waits for on a key. Instants are of ``time.monotonic``."""
+    """What this process has to do with a key."""
 
     plan: Plan
     held: int = 0
-    waiting: int = 0  # a bit for each class in which anybody waits
-    asked_at: float = 0.0
-    spoke_at: float = 0.0
+    spoke_at: float = 0.0  # by ``time.monotonic``
     heard: int | None = None  # the last hint when it asked
-
-    def is_taken(self, now: float) -> bool:
-        """Whether it has to be kept; who waits has to ask again within the lease."""
-        return self.held > 0 or (self.waiting > 0 and now < self.asked_at + LEASE_US / SECOND)
 
 
 @dataclass(slots=True)
@@ -360,6 +345,10 @@ def _serve(store: ref[SQLiteStore], bell: threading.Event) -> None:
             return
         bell.wait(pause)
         bell.clear()
+
+
+def _next_of(traded: Traded) -> str | None:
+    return traded.next
 
 
 def _call(wakes: Sequence[Callable[[], None]]) -> None:
@@ -389,6 +378,8 @@ class _Kept:
 
     plan: Plan
     limits: str
+    forced: Plan | None = None  # other limits that are in force
+    force: str = ""  # they, as text
     number: int | None = None
     version: int = -1
     told: int = 0
@@ -420,29 +411,35 @@ class _Session:
         self,
         key: str,
         plan: Plan,
-        step: Callable[[decide.State, Now], T],
+        step: Callable[[Plan, decide.State, Now], T],
         *,
         count: int = 1,
-        hints: bool = False,
+        hint: Callable[[T], str | None] | None = None,
         patience_seconds: float | None = None,
     ) -> tuple[T, int]:
         """Let ``step`` change the key's state, in one transaction.
 
         Args:
             key, plan: whose state, and its limits.
-            step: anything of the core.
+            step: anything of the core; it is given the limits that are in force.
             count: how many decisions that takes.
-            hints: it returns the client that may go now, or None: those who listen are to be told.
+            hint: tells from what it returned which client may go now and is to be told.
             patience_seconds: how long to wait for others; None for as long as usual.
 
         Returns:
             What ``step`` returned, and the number of the last hint.
         """
+        return self._patiently(
+            lambda: self._attempt(key, plan, step, count=count, hint=hint), patience_seconds
+        )
+
+    def _patiently(self, attempt: Callable[[], T], patience_seconds: float | None = None) -> T:
+        """Attempt it again while others have locked the file."""
         deadline = None
         while True:
             with self._lock:
                 try:
-                    return self._attempt(key, plan, step, count=count, hints=hints)
+                    return attempt()
                 except (sqlite3.Error, OSError) as error:
                     if deadline is None:
                         patience = BUSY_SECONDS if patience_seconds is None else patience_seconds
@@ -454,15 +451,22 @@ class _Session:
 
     def leave(self, key: str, plan: Plan, *, patience_seconds: float | None = None) -> None:
         """The client goes; the places that it gives back may be anyone's."""
-
-        def step(state: decide.State, now: Now) -> str:
-            together.leave(plan, self.client, state, now)
-            return ANYONE
-
-        self.change(key, plan, step, hints=True, patience_seconds=patience_seconds)
+        self.change(
+            key,
+            plan,
+            lambda plan, state, now: together.leave(plan, self.client, state, now),
+            hint=lambda _: ANYONE,
+            patience_seconds=patience_seconds,
+        )
 
     def _attempt(
-        self, key: str, plan: Plan, step: Callable[[decide.State, Now], T], *, count: int, hints: bool
+        self,
+        key: str,
+        plan: Plan,
+        step: Callable[[Plan, decide.State, Now], T],
+        *,
+        count: int,
+        hint: Callable[[T], str | None] | None,
     ) -> tuple[T, int]:
         """The transaction, under the lock."""
         name = _name(key)
@@ -470,7 +474,7 @@ class _Session:
             db = self._connection()
             kept = self._remembered(key, plan)
             if count <= FEW and kept.alone >= ALONE and kept.state is not None:
-                done = self._attempt_alone(db, kept, kept.state, step, hints=hints)
+                done = self._attempt_alone(db, kept, kept.state, step, hint)
                 if done is not None:
                     return done
             db.execute("BEGIN IMMEDIATE")
@@ -479,15 +483,18 @@ class _Session:
             state, kept.state = kept.state, None  # it stays forgotten unless all goes well
             if row is None:
                 number, version, told, who = None, 0, 0, ANYONE
+                kept.forced = None
                 state = decide.fresh(plan, now)
             else:
                 number, version, told, who = row[:4]
                 if state is None or version != kept.version:
                     state = self._loaded(key, row[4:], kept, now)
-            found = step(state, now)
-            if hints and isinstance(found, str):
-                told, who = told + 1, found
-            facts = version + 1, told, who, self._boot, kept.limits, marshal.dumps(state.dump(), 2)
+            found = step(kept.forced or kept.plan, state, now)
+            hinted = None if hint is None else hint(found)
+            if hinted is not None:
+                told, who = told + 1, hinted
+            limits, declared = (kept.limits, "") if kept.forced is None else (kept.force, kept.limits)
+            facts = version + 1, told, who, self._boot, limits, declared, marshal.dumps(state.dump(), 2)
             if number is None:
                 number = db.execute(_INSERT, (*facts, name)).lastrowid
             else:
@@ -505,16 +512,16 @@ class _Session:
         db: sqlite3.Connection,
         kept: _Kept,
         state: decide.State,
-        step: Callable[[decide.State, Now], T],
-        *,
-        hints: bool,
+        step: Callable[[Plan, decide.State, Now], T],
+        hint: Callable[[T], str | None] | None,
     ) -> tuple[T, int] | None:
         """The same in one statement, at half the price, if nobody else has written; None if somebody has."""
         kept.state = None
-        found = step(state, self._clock())
+        found = step(kept.forced or kept.plan, state, self._clock())
         told, who = kept.told, kept.who
-        if hints and isinstance(found, str):
-            told, who = told + 1, found
+        hinted = None if hint is None else hint(found)
+        if hinted is not None:
+            told, who = told + 1, hinted
         version = kept.version
         facts = version + 1, told, who, marshal.dumps(state.dump(), 2), kept.number, version
         if not db.execute(_RENEW, facts).rowcount:
@@ -528,46 +535,115 @@ class _Session:
         if kept is None or (kept.plan is not plan and kept.plan.limits != plan.limits):
             if len(self._kept) >= MOST_STATES:
                 del self._kept[next(iter(self._kept))]
-            kept = self._kept[key] = _Kept(plan, _text_of(plan.limits))
+            kept = self._kept[key] = _Kept(plan, text_of(plan.limits))
         return kept
 
     def _loaded(self, key: str, row: Sequence[Any], kept: _Kept, now: Now) -> decide.State:
         """The state that a row holds, brought to this start of the machine and to our limits."""
-        *_, boot, limits, data = row
-        try:
-            # No worse than JSON here: whoever can write this file can lift every limit. Five times as fast.
-            state = decide.State.load(marshal.loads(data))  # noqa: S302
-            old = kept.plan if limits == kept.limits else Plan(_limits_of(limits))
-        except (TypeError, ValueError, EOFError, KeyError, ConfigurationError) as error:
-            raise ConfigurationError(
-                f"{self.path}: what it holds of the key {key!r} cannot be read ({error}); "
-                "another headgate may have written it. Give another file name"
-            ) from error
+        boot, limits, declared, data = row
+        if declared and limits != kept.force:
+            forced = self._plan_of(key, limits)
+            if same_meters(forced, kept.plan):
+                kept.forced, kept.force = forced, limits
+        if not declared or limits != kept.force:
+            kept.forced = None
+        force = kept.forced or kept.plan
+        old = force if limits == (kept.limits if kept.forced is None else kept.force) else None
+        old = old or self._plan_of(key, limits)
+        state = self._state_of(key, data)
+        self._resume(state, old, boot, now)
+        if old is not force:
+            state = under_ours(key, str(self.path), self.client, force, old, state, now)
+        return state
+
+    def _resume(self, state: decide.State, plan: Plan, boot: str, now: Now) -> None:
+        """Take a state to this start of the machine."""
         # Without a name for the machine's starts, a clock that went back tells of one.
         if boot != self._boot or (not boot and now.elapsed_us < state.steady[1]):
             if state.crowd is not None:
                 state.crowd.members.clear()
-            decide.resume(old, state, now.wall_us - state.steady[2], now)
-        if old is not kept.plan:
-            self._refuse_others(key, old, kept, state, now)
-            state = decide.replan(old, kept.plan, state, now)
-        return state
+            decide.resume(plan, state, now.wall_us - state.steady[2], now)
 
-    def _refuse_others(self, key: str, old: Plan, kept: _Kept, state: decide.State, now: Now) -> None:
-        """Limits change only while nobody else goes by the old ones."""
-        at, alive_at = decide.advance(old, state, now)
-        if state.crowd is None:
-            return
-        for gone in crowds.lapsed(state.crowd, at):
-            together.release(old, gone, state, alive_at)
-        others = [member for name, member in state.crowd.members.items() if name != self.client]
-        if others:
-            seconds = (max(member.until for member in others) - at) / SECOND
-            raise ConfigurationError(
-                f"the key {key!r} of {self.path} is in use by {len(others)} other(s) with other limits. "
-                f"Theirs: {_text_of(old.limits)}; ours: {kept.limits}. Give another key=, or the same "
-                f"limits; should they have been killed, it is free in {seconds:.0f} s"
-            )
+    def _plan_of(self, key: str, limits: str) -> Plan:
+        try:
+            return Plan(limits_of(limits))
+        except (TypeError, ValueError, ConfigurationError) as error:
+            raise self._unreadable(key, error) from error
+
+    def _state_of(self, key: str, data: bytes) -> decide.State:
+        try:
+            # No worse than JSON here: whoever can write this file can lift every limit. Five times as fast.
+            return decide.State.load(marshal.loads(data))  # noqa: S302
+        except (TypeError, ValueError, EOFError, KeyError) as error:
+            raise self._unreadable(key, error) from error
+
+    def _unreadable(self, key: str, error: Exception) -> ConfigurationError:
+        return ConfigurationError(
+            f"{self.path}: what it holds of the key {key!r} cannot be read ({error}); "
+            "another headgate may have written it. Give another file name"
+        )
+
+    def ping(self) -> None:
+        """See whether the file can be written."""
+
+        def attempt() -> None:
+            try:
+                db = self._connection()
+                db.execute("BEGIN IMMEDIATE")
+                db.execute("COMMIT")
+            except BaseException as error:
+                self._undo(error)
+                raise
+
+        self._patiently(attempt)
+
+    # For operators
+
+    def keys(self) -> list[str]:
+        """All keys of the file."""
+        rows = self._patiently(lambda: self._connection().execute(_KEYS).fetchall())
+        return [name.decode("utf-8", "surrogatepass") for (name,) in rows]
+
+    def look(self, key: str) -> tuple[Keyed, Now] | None:
+        """What stands in the file of a key."""
+        row = self._patiently(lambda: self._connection().execute(_LOAD, (_name(key),)).fetchone())
+        if row is None:
+            return None
+        now = self._clock()
+        return self._keyed(key, row[4:], now), now
+
+    def _keyed(self, key: str, row: Sequence[Any], now: Now) -> Keyed:
+        boot, limits, declared, data = row
+        plan, state = self._plan_of(key, limits), self._state_of(key, data)
+        self._resume(state, plan, boot, now)
+        return Keyed(plan, state, self._plan_of(key, declared) if declared else None)
+
+    def edit(self, key: str, change: Edit) -> bool:
+        """Change what stands there, in one transaction."""
+        return self._patiently(lambda: self._attempt_edit(key, change))
+
+    def _attempt_edit(self, key: str, change: Edit) -> bool:
+        try:
+            db = self._connection()
+            db.execute("BEGIN IMMEDIATE")
+            row = db.execute(_LOAD, (_name(key),)).fetchone()
+            if row is not None:
+                number, version, told = row[:3]
+                now = self._clock()
+                changed = change(self._keyed(key, row[4:], now), now)
+                if changed is None:
+                    db.execute(_FORGET, (number,))
+                else:
+                    declared = "" if changed.declared is None else text_of(changed.declared.limits)
+                    limits, data = text_of(changed.plan.limits), marshal.dumps(changed.state.dump(), 2)
+                    facts = version + 1, told + 1, ANYONE, self._boot, limits, declared, data
+                    db.execute(_UPDATE, (*facts, number))
+            db.execute("COMMIT")
+            self._kept.pop(key, None)
+        except BaseException as error:
+            self._undo(error)
+            raise
+        return row is not None
 
     def _connection(self) -> sqlite3.Connection:
         now = time.monotonic()
@@ -791,25 +867,6 @@ def _code(error: sqlite3.Error | OSError) -> int:
 
 def _is_busy(error: sqlite3.Error | OSError) -> bool:
     return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
-
-
-# Limits as text
-
-
-_FIELDS = fields(Limit)
-
-
-def _text_of(limits: Sequence[Limit]) -> str:
-    """Limits as JSON, without what is as usual."""
-    told = [
-        {fact.name: value for fact in _FIELDS if (value := getattr(limit, fact.name)) != fact.default}
-        for limit in limits
-    ]
-    return json.dumps(told, separators=(",", ":"))
-
-
-def _limits_of(text: str) -> list[Limit]:
-    return [Limit(**facts) for facts in json.loads(text)]
 
 
 # Forks

@@ -1,0 +1,306 @@
+"""What this process holds of a key of a shared store, has yet to settle, and wants.
+
+Everything in here that changes is guarded by the courier's lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from headgate import events
+from headgate.core.model import SECOND, Granted, Report
+from headgate.core.plan import Plan
+from headgate.core.together import Line as Wishes
+from headgate.core.together import Trade, Traded
+from headgate.errors import ConfigurationError, StoreUnavailable
+from headgate.sharing.failure import LOCAL, Policy, Share
+from headgate.sharing.line import SharedLine, Waiter
+from headgate.stores.base import LEASE_US, SharedStore
+
+if TYPE_CHECKING:
+    from headgate.sharing.courier import Courier
+
+BEAT_SECONDS = LEASE_US / SECOND / 3
+"""How often to say that we are alive, while anything is held or waited for."""
+LINGER_SECONDS = 0.001
+"""A settlement that frees nothing by itself is carried along with the next question, or after that."""
+MOST_REPORTS = 500
+"""Settlements in one trade."""
+STAND_DOWN_SECONDS = 0.02
+"""When to say that nobody waits any more, if nothing else is to be said."""
+
+
+@dataclass(slots=True)
+class Errand:
+    """A trade that is being made, and for whom.
+
+    ``told``: [(line, how many it was told wait)].
+    """
+
+    desk: Desk
+    trade: Trade
+    told: list[tuple[SharedLine, int]]
+
+
+class Desk:
+    """This process's dealings with one key.
+
+    Attributes:
+        flying, pinned: calls that have not ended, and the units that only their settlement gives back.
+        unsure: the settlement that is being told, with its number: told again until an answer comes.
+        policy: what to do when the store fails.
+    """
+
+    def __init__(self, courier: Courier, key: str, plan: Plan, policy: Policy) -> None:
+        self.courier = courier
+        self.key = key
+        self.plan = plan
+        self.policy = policy
+        self.lines: WeakValueDictionary[int, SharedLine] = WeakValueDictionary()
+        self._pins = [rule.pins for rule in plan.rules]
+        self._lingers = 0.0 if any(self._pins) else LINGER_SECONDS
+        self._listeners: tuple[events.Listener, ...] = ()
+        self.share: Share | None = None
+        self.used: tuple[int, ...] = (0,) * len(plan.rules)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """At first, and in a fork."""
+        self.lock = self.courier.lock
+        self.reports: list[Report] = []
+        self.unsure: tuple[int, list[Report]] | None = None
+        self.sequence = 0
+        self.flying = 0
+        self.pinned = [0] * len(self.plan.rules)
+        self.spoke_at = 0.0
+        self.settle_at = inf
+        self.idle_since = inf
+        self.share = None
+        self._stop_listening: Callable[[], None] | None = None
+        for line in self.lines.values():
+            line.begin_anew()
+
+    @property
+    def store(self) -> SharedStore:
+        return self.courier.store
+
+    @property
+    def batch(self) -> int:
+        return self.courier.store.batch
+
+    def now_us(self) -> int:
+        """The present instant, by the store's elapsed clock."""
+        return self.courier.store.now().elapsed_us
+
+    def line(self, kind: int) -> SharedLine:
+        """The one line for a class."""
+        with self.lock:
+            line = self.lines.get(kind)
+            if line is None:
+                line = self.lines[kind] = SharedLine(self, kind)
+            return line
+
+    # The callers' side
+
+    def settle(self, reports: Sequence[Report]) -> None:
+        """Have it told to the store what became of calls."""
+        with self.lock:
+            for report in reports:
+                if report.grant.epoch == LOCAL:
+                    self._ended(report.grant)
+                    if self.share is not None:
+                        self.share.settle(report)
+                    continue
+                self.reports.append(report)
+                if self.settle_at == inf:
+                    self.settle_at = time.monotonic() + self._lingers
+            self.awake()
+            self.courier.ring(self.due_at())
+
+    def awake(self) -> None:
+        """There is something to do, under the lock."""
+        self.courier.active[self.key] = self
+
+    def watch(self, listener: events.Listener) -> None:
+        """Call ``listener`` with what happens to the store."""
+        with self.lock:
+            self._listeners = (*self._listeners, listener)
+
+    def unwatch(self, listener: events.Listener) -> None:
+        """Call it no longer."""
+        with self.lock:
+            self._listeners = tuple(other for other in self._listeners if other != listener)
+
+    @property
+    def listeners(self) -> tuple[events.Listener, ...]:
+        return self._listeners
+
+    # The courier's side, under the lock
+
+    @property
+    def waits(self) -> bool:
+        return any(not line.empty for line in self.lines.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is held, wanted or to be told."""
+        return not (
+            self.flying
+            or self.reports
+            or self.unsure
+            or any(line.believed or not line.empty for line in self.lines.values())
+        )
+
+    def due_at(self) -> float:
+        """When there is something to tell or to ask (``time.monotonic``); inf if nothing is."""
+        due = 0.0 if self.unsure else self.settle_at
+        asks = inf
+        for line in self.lines.values():
+            if not line.empty:
+                asks = min(asks, line.due)
+            elif line.believed:
+                due = min(due, self.spoke_at + STAND_DOWN_SECONDS)
+        if self.flying or asks < inf:
+            due = min(due, self.spoke_at + BEAT_SECONDS)
+        if self._stop_listening is not None and asks == inf:
+            due = min(due, self.idle_since + STAND_DOWN_SECONDS)
+        if not self.is_on_its_own:
+            due = min(due, asks)
+        if self.courier.retry_at:
+            due = max(due, self.courier.retry_at)
+        return min(due, asks) if self.is_on_its_own else due
+
+    @property
+    def is_on_its_own(self) -> bool:
+        """Whether permits come from a share just now."""
+        return self.policy.share > 0 and self.courier.failed_at is not None
+
+    def refuse(self) -> None:
+        """Raise if nobody is to wait for a store that has failed."""
+        courier = self.courier
+        if self.policy.refuse and courier.error is not None and time.monotonic() < courier.retry_at:
+            raise StoreUnavailable(*courier.error.args)
+
+    def prepare(self, now: float) -> Errand:
+        """All that is to be told and asked now."""
+        if self.unsure is None and self.reports:
+            told, self.reports = self.reports[:MOST_REPORTS], self.reports[MOST_REPORTS:]
+            self.sequence += 1
+            self.unsure = self.sequence, told
+            for grant, _ in told:
+                self._ended(grant)
+        self.settle_at = now if self.reports else inf
+        sequence, reports = self.unsure or (0, [])
+        wishes: list[Wishes] = []
+        told_lines: list[tuple[SharedLine, int]] = []
+        for line in self.lines.values():
+            if line.wants(now, reports):
+                waiting = line.waiting
+                wishes.append(Wishes(line.kind, waiting, line.take()))
+                told_lines.append((line, waiting))
+            elif line.believed and line.empty:
+                wishes.append(Wishes(line.kind, 0, ()))
+                told_lines.append((line, 0))
+        # What is held is said each time: it sets right whatever the store believes after a failure.
+        return Errand(self, Trade(sequence, reports, (self.flying, *self.pinned), wishes), told_lines)
+
+    def _ended(self, grant: Granted) -> None:
+        self._count(grant, -1)
+
+    def _count(self, grant: Granted, sign: int) -> None:
+        self.flying += sign
+        for index, pins in enumerate(self._pins):
+            if pins:
+                self.pinned[index] += sign * grant.costs[index]
+
+    def finish(self, errand: Errand, traded: Traded, now: float) -> list[Waiter]:
+        """Hand out what a trade brought; returns those to be woken."""
+        self.unsure = None
+        self.spoke_at = now
+        self.used = traded.used
+        woken: list[Waiter] = []
+        for (line, told), answers in zip(errand.told, traded.answers, strict=True):
+            for answer in answers:
+                if type(answer) is Granted:
+                    self._count(answer, +1)
+            some, unsent = line.answer(answers, told)
+            woken += some
+            self.reports += unsent
+        if self.reports:
+            self.settle_at = min(self.settle_at, now)
+        if traded.next == self.store.client:
+            asked = {line for line, _ in errand.told}
+            for line in self.lines.values():
+                if line not in asked and not line.empty:
+                    line.due = 0.0
+        return woken
+
+    def put_back(self, errand: Errand, error: Exception | None = None) -> list[Waiter]:
+        """A trade failed, and is to be made again; returns those who do not wait for that."""
+        return [waiter for line, _ in errand.told for waiter in line.put_back(error)]
+
+    def fail(self, errand: Errand, error: Exception) -> list[Waiter]:
+        """A trade will never be made: these limits are not in force, say."""
+        self.unsure = None
+        return [waiter for line, _ in errand.told for waiter in line.fail(error)]
+
+    def fail_all(self, error: StoreUnavailable) -> list[Waiter]:
+        """The store has failed, and nobody is to wait for it."""
+        return [waiter for line in self.lines.values() for waiter in line.fail(error)]
+
+    def wake(self) -> None:
+        """A hint came: ask again."""
+        with self.lock:
+            for line in self.lines.values():
+                line.due = 0.0
+            if self.waits:
+                self.courier.ring(0.0)
+
+    def listen(self, now: float) -> Callable[[], None] | None:
+        """Listen for hints while anybody waits, and a while after; returns how to stop, if that is now."""
+        if self.waits:
+            self.idle_since = now
+            if self._stop_listening is None:
+                self._stop_listening = self.store.listen(self.key, self.wake)
+        elif self._stop_listening is not None and now >= self.idle_since + STAND_DOWN_SECONDS:
+            stop, self._stop_listening = self._stop_listening, None
+            return stop
+        return None
+
+    # Without the store
+
+    def lend(self, share: int) -> Share:
+        """This process's share of the limits while the store is away."""
+        if self.share is None:
+            self.share = Share(self.plan, share, (self.flying, *self.pinned))
+        return self.share
+
+    def serve_locally(self, share: int, now: float) -> list[Waiter]:
+        """Hand out permits of our share; returns those to be woken."""
+        woken: list[Waiter] = []
+        lent = self.lend(share)
+        for line in list(self.lines.values()):
+            while line.wants(now, ()):
+                costs = line.take()
+                answers = lent.acquire(costs, self.store.now())
+                for answer in answers:
+                    if type(answer) is Granted:
+                        self._count(answer, +1)
+                some, unsent = line.answer(answers, 0)
+                woken += some
+                for grant, _ in unsent:
+                    self._ended(grant)
+        return woken
+
+
+def policy_clash(key: str, one: Policy, other: Policy) -> ConfigurationError:
+    """Two limiters of a process differ."""
+    return ConfigurationError(
+        f"the key {key!r} is in use with on_store_failure={one.text!r}, not {other.text!r}: "
+        "say the same for all limiters of a key"
+    )
