@@ -94,6 +94,9 @@ def main(arguments: Sequence[str]) -> int:
                     quiet = {} if options.seconds is None else {"quiet_seconds": options.seconds}
                     row = run_scenario(name, kind, rounds=options.rounds, **quiet)
                     print(f"{table([row])}\n", flush=True)
+                for client, summary in row.outcome.summaries.items():
+                    for line in summary["logged"]:
+                        print(f"{client}: {line}", flush=True)
                 for client, complaint in row.outcome.complaints.items():
                     print(f"{client} wrote:\n{complaint}\n", flush=True)
                 rows.append(row)

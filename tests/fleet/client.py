@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib
 import json
+import logging
 import os
 import sys
 import threading
@@ -23,12 +23,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from headgate import Limiter
 from headgate.errors import StoreUnavailable
+from headgate.stores.base import open_store
 
 CONNECT_SECONDS = 20.0
 CALL_SECONDS = 20.0
@@ -84,6 +84,7 @@ class Summary:
     answered, refused: answers with status 200, and with 429.
     lost: calls without an answer.
     errors: {kind: how often}, as workers were told; what happened outside of them begins with `loop: `.
+    logged: the first warnings of the package.
     longest_wait_seconds: for a permit.
     longest_error_seconds: from asking for a permit to the error.
     longest_call_seconds: from sending to the answer.
@@ -97,6 +98,7 @@ class Summary:
     refused: int = 0
     lost: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    logged: list[str] = field(default_factory=list)
     longest_wait_seconds: float = 0.0
     longest_error_seconds: float = 0.0
     longest_call_seconds: float = 0.0
@@ -110,13 +112,17 @@ class Client:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.summary = Summary(job.name)
+        log = logging.getLogger("headgate")
+        log.addHandler(Keeper(self.summary.logged))
+        log.propagate = False
         options: dict[str, Any] = {}
         if job.on_store_failure is not None:
             options["on_store_failure"] = job.on_store_failure
+        store = open_store(job.store)
         if job.lease_seconds is not None:
-            _set_lease(job.store, job.lease_seconds)
+            _set_lease(job.lease_seconds)
         self.limiter = Limiter(
-            *job.limits, key=job.key, store=job.store, service_class=job.service_class, **options
+            *job.limits, key=job.key, store=store, service_class=job.service_class, **options
         )
         self.left = job.calls
         self.over = False
@@ -236,12 +242,31 @@ class Client:
             loop.default_exception_handler(context)
 
 
-def _set_lease(url: str, seconds: float) -> None:
-    scheme = urlsplit(url).scheme
-    store = importlib.import_module(f"headgate.stores.{'redis' if scheme == 'unix' else scheme}")
-    if not hasattr(store, "LEASE_US"):
-        raise AttributeError(f"{store.__name__} has no LEASE_US to shorten")
-    vars(store)["LEASE_US"] = round(seconds * 1_000_000)
+def _set_lease(seconds: float) -> None:
+    """In every module that has it by name; the memory of a process has a lease of its own, without an end."""
+    known = {"LEASE_US": round(seconds * 1_000_000), "BEAT_SECONDS": seconds / 3}
+    found = set()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("headgate.") and name != "headgate.stores.memory":
+            for word in known.keys() & vars(module).keys():
+                vars(module)[word] = known[word]
+                found.add(word)
+    if "LEASE_US" not in found:
+        raise LookupError("there is no LEASE_US to shorten")
+
+
+class Keeper(logging.Handler):
+    """Keeps what the package logs, from warnings on."""
+
+    MOST = 50
+
+    def __init__(self, kept: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.kept = kept
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self.kept) < self.MOST:
+            self.kept.append(record.getMessage())
 
 
 def _end_with_the_others() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -77,7 +78,9 @@ _MODULES: Mapping[Kind, str] = MappingProxyType({"sqlite": "sqlite", "redis": "r
 def why_not(kind: Kind) -> str | None:
     """Why the package cannot share a store of this kind; `None` if it can."""
     name = f"headgate.stores.{_MODULES[kind]}"
-    return None if find_spec(name) else f"there is no {name} yet"
+    if find_spec(name) and hasattr(import_module(name), "open_url"):
+        return None
+    return f"there is no {name} yet"
 
 
 def has_failure_modes() -> bool:
