@@ -149,6 +149,10 @@ class Line:
                 return None
             return self.access.acquire(self.kind, 0, (costs,))[0]
 
+    def used(self) -> tuple[int, ...]:
+        """Units that stand against each limit now."""
+        return self.store.used(self.access.key, self.plan)
+
     def settle(self, reports: Sequence[Report]) -> None:
         """Book what became of calls, and let in whoever fits now."""
         if not self.access.together:

@@ -17,9 +17,10 @@ from urllib.parse import quote, urlsplit
 
 import click
 
+from headgate.core.crowd import CLASS_NAMES
 from headgate.core.model import SECOND, Limit
 from headgate.core.text import parse_limit, start_mode
-from headgate.errors import ConfigurationError
+from headgate.errors import ConfigurationError, StoreError
 from headgate.progress.view import make_view
 from headgate.run.session import INTERRUPTED, Session
 from headgate.run.settings import Settings
@@ -76,7 +77,29 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
 )
 @click.option("--output", metavar="FILE", help="Results; '-' for standard output. [INPUT.results.jsonl]")
 @click.option("--errors", metavar="FILE", help="Failures with their last error. [beside the output]")
-@click.option("--store", metavar="URL", help="Where the budget is kept. [memory://]")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Where the budget is kept, to share it: sqlite:///FILE, redis://HOST. [memory://]",
+)
+@click.option(
+    "--key", default="default", show_default=True, metavar="NAME", help="The name of the budget in the store."
+)
+@click.option(
+    "--class",
+    "service_class",
+    type=click.Choice(CLASS_NAMES),
+    default="normal",
+    show_default=True,
+    help="Who goes first where others draw on the key.",
+)
+@click.option(
+    "--on-store-failure",
+    default="wait",
+    show_default=True,
+    metavar="MODE",
+    help="While the store is away: wait, refuse (and stop), or share:N of N processes.",
+)
 @click.option(
     "--start", metavar="MODE", help="What to believe of the limits at first: auto, empty, full, used:N."
 )
@@ -166,6 +189,10 @@ def run(**options: Any) -> None:
     except ConfigurationError as error:
         click.echo(f"headgate run: {error}", err=True)
         code = USAGE
+    except StoreError as error:
+        click.echo(f"headgate run: {error}", err=True)
+        click.echo("What was written stands; the same command goes on from there.", err=True)
+        code = 3
     except OSError as error:
         click.echo(f"headgate run: {error}", err=True)
         click.echo("What was written stands; the same command goes on from there.", err=True)

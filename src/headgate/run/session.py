@@ -70,7 +70,13 @@ class Session:
         """Look through the input, and open or go on with the output."""
         settings = self.settings
         self.reader = RowReader(settings)
-        self.limiter = Limiter(*settings.limits, key="run", store=open_store(settings.store))
+        self.limiter = Limiter(
+            *settings.limits,
+            key=settings.key,
+            store=open_store(settings.store),
+            service_class=settings.service_class,
+            on_store_failure=settings.on_store_failure,
+        )
         self.keeper = Keeper(self.limiter)
         found = self._open_checkpoint()
         self.checkpoint = found or Checkpoint.new(settings)
@@ -377,7 +383,7 @@ class Session:
     ) -> LimitStatus:
         binds = blocked is not None and blocked[0] is limit
         if limit.kind == "concurrency":
-            used = self.limiter.used()[limit.name]
+            used = self.limiter._line.used()[self.limiter.limits.index(limit)]
             return LimitStatus(limit.name, used, limit.amount, binds, slots=True)
         pace = self._limit_paces[limit.name]
         pace.mark(now, self.engine.sent_units[limit.name])

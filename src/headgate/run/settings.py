@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 from headgate.core.model import Limit
+from headgate.limiter import ServiceClass
 
 CHAT = "/v1/chat/completions"
 
@@ -38,6 +39,9 @@ class Settings:
     base_url: str
     limits: tuple[Limit, ...] = ()
     store: str | None = None
+    key: str = "default"
+    service_class: ServiceClass = "normal"
+    on_store_failure: str = "wait"
     headers: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
     query: str = ""

@@ -142,6 +142,10 @@ class SharedLine:
             raise waiter.error
         return waiter.told
 
+    def used(self) -> tuple[int, ...]:
+        """Units that stood against each limit when the store was last heard of."""
+        return self.desk.used
+
     def settle(self, reports: Sequence[Report]) -> None:
         """Book what became of calls, in a moment."""
         self.desk.settle(reports)
