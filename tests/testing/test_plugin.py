@@ -21,6 +21,12 @@ def test_ten_calls_take_nine_minutes(fake_clock):
     assert 9 * 60 <= fake_clock.elapsed_seconds < 9 * 60 + 1
 
 
+def test_workers_share(shared_store):
+    one, other = (Limiter("concurrency=1", key="k", store=shared_store) for _ in range(2))
+    with one.permit():
+        assert other.used() == {"concurrency": 1}
+
+
 def test_servers(sim):
     assert sim("requests=20/s:burst=5").url.startswith("http://")
 """
@@ -37,7 +43,7 @@ def test_offers_its_fixtures_to_every_user(tmp_path: Path) -> None:
         cwd=tmp_path,
         check=False,
     )
-    assert "2 passed" in ran.stdout, ran.stdout
+    assert "3 passed" in ran.stdout, ran.stdout
 
 
 def test_fixtures_are_found_by_name(fake_clock: FakeClock) -> None:

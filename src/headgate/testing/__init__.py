@@ -1,7 +1,8 @@
 """For tests of programs that use headgate: a clock that only moves when told, and time that costs nothing.
 
-With headgate installed, pytest offers two fixtures: ``fake_clock`` (a :class:`FakeClock`) and ``sim``
-(rate-limited servers, see ``headgate.testing.simulator``). ::
+With headgate installed, pytest offers three fixtures: ``fake_clock`` (a :class:`FakeClock`), ``shared_store``
+(the URL of a store that processes can share) and ``sim`` (rate-limited servers, see
+``headgate.testing.simulator``). ::
 
     from headgate import Limiter
     from headgate.stores.memory import MemoryStore

@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixtures ``fake_clock`` and ``sim``.
+"""The pytest plugin: the fixtures ``fake_clock``, ``shared_store`` and ``sim``.
 
 Every pytest loads it where headgate is installed, so it loads next to nothing itself.
 """
@@ -6,6 +6,7 @@ Every pytest loads it where headgate is installed, so it loads next to nothing i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +22,15 @@ def fake_clock() -> FakeClock:
     from headgate.testing.clock import FakeClock
 
     return FakeClock()
+
+
+@pytest.fixture
+def shared_store(tmp_path: Path) -> str:
+    """The URL of a store for this test, which any number of processes can share: ``Limiter(store=…)``.
+
+    It goes by the real clock, as whoever waits for it does.
+    """
+    return f"sqlite://{tmp_path / 'headgate-limits.db'}"
 
 
 @pytest.fixture
