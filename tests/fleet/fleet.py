@@ -265,8 +265,15 @@ class Outcome:
 
     @property
     def stall_seconds(self) -> float:
-        """The server's longest."""
-        return float(self.report["stalls"]["longest_seconds"])
+        """The server's longest of those that touched the load."""
+        return max(
+            (
+                float(seconds)
+                for ended_ns, seconds in self.report["stalls"]["kept"]
+                if self.begin_ns <= ended_ns and ended_ns - seconds * SECOND <= self.end_ns
+            ),
+            default=0.0,
+        )
 
     @property
     def errors(self) -> Counter[str]:

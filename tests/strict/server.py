@@ -109,16 +109,20 @@ class Connection(asyncio.Protocol):
 class Stalls:
     """How long this process stood still or was busy: a tick every 2 ms, and how much later than that it came.
 
-    A gap that ended with SIGCONT was a deliberate stop and is counted apart.
+    A gap that ended with SIGCONT was a deliberate stop and is counted apart. Of the others the first ones of
+    some length are kept, as (end on the monotonic clock, seconds), for those who judge a part of a run.
     """
 
     TICK_SECONDS = 0.002
+    KEPT_SECONDS = 0.01
+    KEPT = 1000
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transit_seconds: float | None) -> None:
         self.loop = loop
         self.transit_seconds = transit_seconds
         self.longest_seconds = self.longest_stop_seconds = 0.0
         self.over_transit = self.stops = 0
+        self.kept: list[tuple[int, float]] = []
         self.continued = False
         signal.signal(signal.SIGCONT, self._note)
         self.due = loop.time()
@@ -137,6 +141,8 @@ class Stalls:
         else:
             self.longest_seconds = max(self.longest_seconds, late)
             self.over_transit += self.transit_seconds is not None and late > self.transit_seconds
+            if late >= self.KEPT_SECONDS and len(self.kept) < self.KEPT:
+                self.kept.append((time.monotonic_ns(), round(late, 6)))
         self.due = now + self.TICK_SECONDS
         self.loop.call_at(self.due, self._tick)
 
@@ -146,6 +152,7 @@ class Stalls:
             "over_transit": self.over_transit,
             "deliberate_stops": self.stops,
             "longest_stop_seconds": round(self.longest_stop_seconds, 6),
+            "kept": self.kept,
         }
 
 
