@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,12 @@ import pytest
 
 from headgate import ConfigurationError, Limiter
 from headgate.core.model import SECOND, Granted, Now, Wait
-from headgate.core.plan import Plan
-from headgate.errors import StoreUnavailable
+from headgate.core.together import Traded
+from headgate.errors import HeadgateError, StoreUnavailable
 from headgate.runner.checkpoint import Checkpoint
+from headgate.sharing import desk
 from headgate.stores import sqlite
-from headgate.stores.base import open_store
+from headgate.stores.base import Deal, open_store
 from headgate.stores.memory import process_clock
 from headgate.stores.sqlite import SQLiteStore, open_url
 from headgate.testing import FakeClock
@@ -42,7 +43,6 @@ PRELUDE = """
 import random, signal, traceback
 from contextlib import closing
 from headgate.core.model import ANSWERED, Granted, Report
-from headgate.core.plan import Plan
 from headgate.core.text import parse_limits
 from headgate.core.together import Line
 from headgate.stores import sqlite
@@ -206,12 +206,15 @@ def test_a_checkpoint_is_refused(path: Path) -> None:
         SQLiteStore(path)
 
 
-def test_a_later_format_is_refused(path: Path) -> None:
+@pytest.mark.parametrize("version", [sqlite.VERSION - 1, sqlite.VERSION + 1])
+def test_another_format_is_refused_and_left_alone(path: Path, version: int) -> None:
     SQLiteStore(path).close()
     with closing(sqlite3.connect(path)) as other:
-        other.execute("PRAGMA user_version=2")
-    with pytest.raises(ConfigurationError, match="format 2; this headgate knows format 1"):
+        other.execute(f"PRAGMA user_version={version}")
+    before = path.read_bytes()
+    with pytest.raises(ConfigurationError, match=f"format {version}; .* knows format {sqlite.VERSION}"):
         SQLiteStore(path)
+    assert path.read_bytes() == before
 
 
 def test_a_missing_directory_and_a_directory_are_refused(tmp_path: Path) -> None:
@@ -357,9 +360,12 @@ def test_kills_at_any_moment_harm_nothing_and_slots_come_back(path: Path, opened
 
 
 HOLD = """
-sqlite.LEASE_US = round(float(words[1]) * 1e6)
-store, plan = SQLiteStore(path), plan_of(words[0])
-say("held", len(ask(store, plan)))
+from headgate import Limiter
+from headgate.sharing import desk
+lease = float(words[1])
+sqlite.LEASE_US, desk.BEAT_SECONDS = round(lease * 1e6), lease / 3
+permit = Limiter(words[0], key="k", store=SQLiteStore(path)).acquire()
+say("held", permit)
 gate.wait()
 """
 
@@ -488,22 +494,35 @@ def test_a_hint_that_was_not_followed_is_given_again(
 # Threads
 
 
-def test_there_is_no_thread_until_something_is_held_and_none_after_that(path: Path, opened: Opened) -> None:
+def test_there_is_no_thread_of_its_own_whatever_is_held_until_somebody_listens(
+    path: Path, opened: Opened
+) -> None:
     store, plan = opened(path), plan_of("concurrency=1")
     store.acquire("plain", plan, [(1,)])
     store.used("k", plan)
     store.beat("k", plan)
-    assert not attendants()
     [grant] = granted(store, plan)
-    assert len(attendants()) == 1
     ask(store, plan)
-    store.listen("k", _nothing)()
+    assert not attendants()
+    stop = store.listen("k", _nothing)
     assert len(attendants()) == 1
     store.settle_for("k", plan, reports(grant))
-    store.acquire_for("k", plan, [line(plan, 0)])  # it waits no longer
+    store.acquire_for("k", plan, [line(plan, 0)])  # it waits no longer, but listens
+    assert len(attendants()) == 1
+    stop()
     wait_until(lambda: not attendants())
-    granted(store, plan)
-    assert len(attendants()) == 1, "and one again"
+    store.listen("k", _nothing)()
+    wait_until(lambda: not attendants())
+
+
+def test_a_limiter_listens_while_it_waits_and_not_for_long_after_that(path: Path) -> None:
+    limiter = Limiter("concurrency=1", key="k", store=SQLiteStore(path))
+    held = limiter.acquire()
+    waits = InThread(limiter.acquire)
+    wait_until(lambda: limiter.waiting == 1 and attendants())
+    held.settle()
+    waits.result().settle()
+    wait_until(lambda: not attendants())
 
 
 def test_who_listens_has_a_thread_for_as_long(path: Path, opened: Opened) -> None:
@@ -515,30 +534,36 @@ def test_who_listens_has_a_thread_for_as_long(path: Path, opened: Opened) -> Non
     wait_until(lambda: not attendants())
 
 
-def test_a_heartbeat_goes_on_while_anything_is_held(
+def test_a_heartbeat_goes_on_while_anything_is_held_and_no_longer(
     path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "LEASE_US", 300_000)
+    monkeypatch.setattr(desk, "BEAT_SECONDS", 0.1)
     slow, other, plan = opened(path), opened(path), plan_of("concurrency=1")
-    [grant] = granted(slow, plan)
-    beats: list[float] = []
-    beat = slow.beat
+    trades: list[int] = []
+    trade = slow.trade
 
-    def noted(key: str, plan: Plan) -> None:
-        beat(key, plan)
-        beats.append(time.monotonic())
+    def noted(deals: Sequence[Deal]) -> list[Traded | HeadgateError]:
+        _note(trades)
+        return trade(deals)
 
-    monkeypatch.setattr(slow, "beat", noted)
-    wait_until(lambda: len(beats) >= 6)
+    monkeypatch.setattr(slow, "trade", noted)
+    permit = Limiter("concurrency=1", key="k", store=slow).acquire()
+    wait_until(lambda: len(trades) >= 8)  # over two leases
     [answer] = ask(other, plan)
     assert type(answer) is Wait
-    slow.settle_for("k", plan, reports(grant))
-    wait_until(lambda: not [thread for thread in attendants() if thread is slow._attendant])
+    permit.settle()
+    wait_until(lambda: other.used("k", plan) == (0,))
+    told = len(trades)
+    granted(other, plan)
+    time.sleep(0.25)  # nothing else can show that nothing is said
+    assert len(trades) == told
 
 
 def test_a_store_that_nobody_has_any_more_goes_with_its_thread(path: Path) -> None:
     store, plan = SQLiteStore(path), plan_of("concurrency=1")
     granted(store, plan)
+    store.listen("k", _nothing)
     assert attendants()
     gone = weakref.ref(store)
     del store
