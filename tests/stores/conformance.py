@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -18,6 +19,7 @@ from headgate.core import decide, together
 from headgate.core.model import (
     ANSWERED,
     LOST,
+    NEVER,
     SECOND,
     UNSENT,
     Costs,
@@ -33,9 +35,9 @@ from headgate.core.model import (
 )
 from headgate.core.plan import Plan
 from headgate.core.text import parse_limits
-from headgate.core.together import Line
+from headgate.core.together import Line, Trade, Traded
 from headgate.errors import ConfigurationError
-from headgate.stores.base import SharedStore, Store
+from headgate.stores.base import Deal, Edit, Keyed, SharedStore, Store
 from headgate.testing import FakeClock
 from tests.waiting import InThread, wait_until
 
@@ -252,6 +254,145 @@ def its_clock_runs_forward_and_knows_the_date(open_one: Open) -> None:
     assert now.wall_us > 1_700_000_000 * SECOND
 
 
+# What operators do
+
+
+def keys_are_listed_in_order(open_one: Open) -> None:
+    store, plan = open_one(FakeClock()), plan_of("concurrency=1")
+    before = store.keys()
+    names = ["b", "a", "B", "", "a b", "ключ", "a\x00", "🔑"]
+    for name in names:
+        store.used(name, plan)
+    assert store.keys() == sorted({*before, *names})
+
+
+def a_look_shows_what_is_kept_and_changes_nothing(open_one: Open) -> None:
+    for seed in range(len(LIMITS)):
+        history = History(seed)
+        store, plan, clock, key = open_one(history.clock), history.plan, history.clock, f"looked at {seed}"
+        assert store.look(key) is None
+        flying: list[Granted] = []
+        for _ in history.instants():
+            flying += [one for one in store.acquire(key, plan, [history.costs()]) if type(one) is Granted]
+            store.settle(key, plan, history.take_some(flying))
+            found = store.look(key)
+            assert found is not None
+            keyed, now = found
+            assert now == clock()
+            assert (keyed.plan.limits, keyed.declared) == (plan.limits, None)
+            assert keyed.state.dump() == looked_at(store, key).state.dump()
+            assert decide.used(keyed.plan, keyed.state, now) == store.used(key, plan)
+            decide.acquire(keyed.plan, [history.costs()] * 5, keyed.state, now)
+            keyed.state.parts.clear()
+    assert store.keys() == sorted(store.keys())
+
+
+def looked_at(store: Store, key: str) -> Keyed:
+    found = store.look(key)
+    assert found is not None
+    return found[0]
+
+
+def paused(keyed: Keyed, now: Now) -> Keyed:
+    decide.pause(keyed.state, NEVER)
+    return keyed
+
+
+def resumed(keyed: Keyed, now: Now) -> Keyed:
+    decide.unpause(keyed.state)
+    return keyed
+
+
+def set_to(*limits: str) -> Edit:
+    """As an operator puts other limits in the place of those that programs declare."""
+
+    def change(keyed: Keyed, now: Now) -> Keyed:
+        plan = plan_of(*limits)
+        return Keyed(plan, decide.retune(keyed.plan, plan, keyed.state, now), keyed.declared or keyed.plan)
+
+    return change
+
+
+def as_declared(keyed: Keyed, now: Now) -> Keyed:
+    if keyed.declared is None:
+        return keyed
+    return Keyed(keyed.declared, decide.retune(keyed.plan, keyed.declared, keyed.state, now))
+
+
+def an_edit_is_seen_by_the_next_question(open_one: Open) -> None:
+    store, other = open_one(CLOCK), open_one(CLOCK)
+    plan = plan_of("requests=9/s:burst=9:start=full")
+    store.acquire("k", plan, [(1,)])
+    assert other.edit("k", paused)
+    assert store.acquire("k", plan, [(1,)]) == [Wait(NEVER, -1)]
+    assert looked_at(store, "k").state.paused == NEVER
+    assert other.edit("k", resumed)
+    [answer] = store.acquire("k", plan, [(1,)])
+    assert type(answer) is Granted
+    assert other.used("k", plan) == (2,)
+
+
+def what_is_not_kept_is_not_edited(open_one: Open) -> None:
+    store, plan = open_one(FakeClock()), plan_of("concurrency=1")
+    store.used("another", plan)
+    assert not store.edit("k", never)
+    assert "k" not in list(store.keys())
+
+
+def never(keyed: Keyed, now: Now) -> Keyed:
+    raise AssertionError("there is nothing to change")
+
+
+def a_key_can_be_forgotten(open_one: Open) -> None:
+    store, other, plan = open_one(CLOCK), open_one(CLOCK), plan_of("tokens=9/s:burst=9:start=full")
+    store.acquire("forgotten", plan, [(4,)])
+    assert other.edit("forgotten", lambda keyed, now: None)
+    assert "forgotten" not in list(store.keys())
+    assert store.look("forgotten") is None
+    assert store.used("forgotten", plan) == (0,)
+
+
+def an_edit_that_fails_changes_nothing(open_one: Open) -> None:
+    store, plan = open_one(FakeClock()), plan_of("tokens=9/s:burst=9:start=full")
+    store.acquire("k", plan, [(4,)])
+    before = looked_at(store, "k").state.dump()
+
+    def fail(keyed: Keyed, now: Now) -> Keyed:
+        decide.pause(keyed.state, NEVER)
+        keyed.state.parts[0][0] = 0
+        raise LookupError("in the middle")
+
+    with pytest.raises(LookupError, match="in the middle"):
+        store.edit("k", fail)
+    assert looked_at(store, "k").state.dump() == before
+    assert store.used("k", plan) == (4,)
+
+
+def limits_that_were_set_are_in_force_for_whoever_declares_others(open_one: Open) -> None:
+    store, other = open_one(CLOCK), open_one(CLOCK)
+    declared = plan_of("tokens=9/s:burst=9:start=full", "concurrency=3")
+    store.acquire("k", declared, [(2, 1)])
+    assert other.edit("k", set_to("tokens=9/s:burst=5:start=full", "concurrency=2"))
+    for each in (store, other):
+        assert each.used("k", declared) == (2, 1)
+        keyed = looked_at(each, "k")
+        assert keyed.plan.limits == plan_of("tokens=9/s:burst=5:start=full", "concurrency=2").limits
+        assert keyed.declared is not None
+        assert keyed.declared.limits == declared.limits
+        [large] = each.acquire("k", declared, [(6, 0)])
+        assert large == Refused(0, 5)
+    [one, two] = store.acquire("k", declared, [(0, 1), (0, 1)])
+    assert (type(one), type(two)) == (Granted, Wait)
+    assert other.edit("k", as_declared)
+    assert looked_at(store, "k").declared is None
+    [answer] = store.acquire("k", declared, [(0, 1)])
+    assert type(answer) is Granted
+
+
+CLOCK = FakeClock()
+"""For laws in which no time passes."""
+
+
 ANY: tuple[Callable[[Open], None], ...] = (
     answers_as_the_core_does,
     classes_are_answered_as_the_core_does,
@@ -263,6 +404,13 @@ ANY: tuple[Callable[[Open], None], ...] = (
     changed_limits_keep_what_is_the_same,
     threads_share_it,
     its_clock_runs_forward_and_knows_the_date,
+    keys_are_listed_in_order,
+    a_look_shows_what_is_kept_and_changes_nothing,
+    an_edit_is_seen_by_the_next_question,
+    what_is_not_kept_is_not_edited,
+    a_key_can_be_forgotten,
+    an_edit_that_fails_changes_nothing,
+    limits_that_were_set_are_in_force_for_whoever_declares_others,
 )
 
 
@@ -464,6 +612,216 @@ def threads_in_turn_share_it(open_one: Open) -> None:
     assert stores[0].used("k", plan) == (0,)
 
 
+# Trades
+
+
+def made(store: SharedStore, plan: Plan, trade: Trade, *, key: str = "k") -> Traded:
+    """One trade, which has to go well."""
+    [result] = store.trade([Deal(key, plan, trade)])
+    assert isinstance(result, Traded), result
+    return result
+
+
+def granted_in(traded: Traded) -> list[Granted]:
+    return [one for given in traded.answers for one in given if type(one) is Granted]
+
+
+def trades_are_made_as_the_core_does(open_one: Open) -> None:
+    for seed in range(HISTORIES):
+        history = History(seed)
+        plan, clock, chance, key = history.plan, history.clock, history.chance, f"traded {seed}"
+        stores = [shared(open_one, clock) for _ in range(3)]
+        state = decide.fresh(plan, clock())
+        stores[0].used(key, plan)
+        flying: dict[str, list[Granted]] = {store.client: [] for store in stores}
+        last: dict[str, Trade] = {}
+        sequence = 0
+        for _ in history.instants():
+            store = chance.choice(stores)
+            client = store.client
+            if client in last and chance.random() < 0.15:  # its answer did not arrive
+                trade = replace(last[client], lines=())
+            else:
+                sequence += 1
+                ended = history.take_some(flying[client])
+                lines = [some_line(history, kind) for kind in chance.sample(range(3), chance.randrange(3))]
+                trade = Trade(sequence if ended else 0, ended, held_by(plan, flying[client]), lines)
+                if chance.random() < 0.1:
+                    trade = replace(trade, holding=None)
+            last[client] = trade
+            traded = made(store, plan, trade, key=key)
+            assert traded == together.trade(plan, client, trade, state, clock(), LEASE_US)
+            flying[client] += granted_in(traded)
+            assert traded.used == stores[0].used(key, plan) == decide.used(plan, state, clock())
+
+
+def held_by(plan: Plan, flying: Sequence[Granted]) -> list[int]:
+    return [len(flying), *(sum(grant.costs[index] for grant in flying) for index in plan.indexes)]
+
+
+def a_trade_settles_then_counts_then_asks(open_one: Open) -> None:
+    clock, plan = FakeClock(), plan_of("concurrency=2")
+    store, other = shared(open_one, clock), shared(open_one, clock)
+    one, two = granted(store, plan, 2)
+    # One has ended, the other was never told of: both slots are free for what it asks for now.
+    traded = made(store, plan, Trade(1, reports(one), (0, 0), [line(plan, 3)]))
+    assert [type(answer) for answer in traded.answers[0]] == [Granted, Granted, Wait]
+    assert traded.used == (2,)
+    # It says that it holds two, and then what it still holds of them.
+    traded = made(store, plan, Trade(2, reports(*granted_in(traded)[:1]), (1, 1)))
+    assert traded.used == other.used("k", plan) == (1,)
+    assert two.epoch == traded.epoch
+
+
+def a_numbered_settlement_is_booked_once(open_one: Open) -> None:
+    clock, plan = FakeClock(), plan_of("tokens=1/s:burst=100:charge=usage:start=full", "concurrency=9")
+    store = shared(open_one, clock)
+    one, two, three = granted(store, plan, 3, tokens=10)
+    cheap = [Report(one, Signal(usage={"tokens": 1}))]
+    for _ in range(3):
+        assert made(store, plan, Trade(1, cheap)).used == (21, 2)
+    dear = [Report(two, Signal(usage={"tokens": 30}))]
+    for _ in range(3):
+        assert made(store, plan, Trade(5, dear, (1, 10, 1))).used == (41, 1)
+    assert made(store, plan, Trade(4, reports(three))).used == (41, 1), "an old one comes late"
+    assert made(store, plan, Trade(6, reports(three))).used == (41, 0)
+
+
+def what_is_held_is_set_right(open_one: Open) -> None:
+    clock, plan = FakeClock(), plan_of("concurrency=9", "tokens=1/s:burst=100:charge=usage:start=full")
+    store, other = shared(open_one, clock), shared(open_one, clock)
+    granted(other, plan, tokens=10)
+    granted(store, plan, 2, tokens=20)
+    assert made(store, plan, Trade(holding=(2, 2, 40))).used == (3, 50)
+    assert made(store, plan, Trade(holding=(4, 4, 70))).used == (5, 80), "more than is known"
+    for _ in range(2):
+        assert made(store, plan, Trade(holding=(1, 1, 20))).used[0] == 2, "less"
+    assert made(store, plan, Trade(holding=(0, 0, 0))).used[0] == 1
+    store.leave("k", plan)
+    assert other.used("k", plan)[0] == 1
+
+
+def a_trade_that_cannot_be_made_is_told_in_its_place(open_one: Open) -> None:
+    clock, plan, changed = FakeClock(), plan_of("concurrency=2"), plan_of("concurrency=3")
+    here, other = shared(open_one, clock), shared(open_one, clock)
+    granted(here, plan, key="theirs")
+    deals = [
+        Deal("mine", changed, Trade(lines=[line(changed)])),
+        Deal("theirs", changed, Trade(lines=[line(changed)])),
+        Deal("another", changed, Trade(lines=[line(changed)])),
+    ]
+    one, refused, two = other.trade(deals)
+    assert isinstance(one, Traded)
+    assert isinstance(two, Traded)
+    assert isinstance(refused, ConfigurationError)
+    assert len(granted_in(one)) == len(granted_in(two)) == 1
+    assert here.used("theirs", plan) == (1,)
+
+
+def no_trade_is_nothing(open_one: Open) -> None:
+    store, plan = shared(open_one, FakeClock()), plan_of("concurrency=2")
+    assert list(store.trade([])) == []
+    traded = made(store, plan, Trade())
+    assert (list(traded.answers), traded.next, traded.used) == ([], None, (0,))
+
+
+def a_trade_says_who_may_go_now(open_one: Open) -> None:
+    clock, plan = FakeClock(), plan_of("concurrency=1")
+    one, other = shared(open_one, clock), shared(open_one, clock)
+    [grant] = granted(one, plan)
+    assert made(other, plan, Trade(lines=[line(plan)])).next is None
+    traded = made(one, plan, Trade(1, reports(grant)))
+    assert traded.next == other.client
+    traded = made(other, plan, Trade(lines=[line(plan)]))
+    assert len(granted_in(traded)) == 1
+    assert traded.next is None
+
+
+def every_life_of_a_client_has_a_number_of_its_own(open_one: Open) -> None:
+    clock, plan = FakeClock(), plan_of("concurrency=3")
+    store, other = shared(open_one, clock), shared(open_one, clock)
+    epochs = [made(other, plan, Trade()).epoch]
+    for _ in range(3):
+        traded = made(store, plan, Trade(lines=[line(plan)]))
+        [grant] = granted_in(traded)
+        assert grant.epoch == traded.epoch == made(store, plan, Trade()).epoch
+        epochs.append(traded.epoch)
+        store.leave("k", plan)
+        clock.advance(0.001)
+    store.edit("k", lambda keyed, now: None)
+    epochs += [made(one, plan, Trade()).epoch for one in (store, other)]
+    assert len(set(epochs)) == len(epochs)
+
+
+def an_earlier_life_frees_nothing_twice(open_one: Open) -> None:
+    clock, plan = FakeClock(), plan_of("concurrency=3")
+    store, other = shared(open_one, clock), shared(open_one, clock)
+    one, two = granted(store, plan, 2)
+    clock.advance(15)
+    granted(other, plan, 1)
+    assert other.used("k", plan) == (1,), "its lease is over"
+    # It comes back with one call that it says to hold, and one that has ended meanwhile.
+    assert made(store, plan, Trade(1, reports(one), (1, 1))).used == (2,)
+    assert made(store, plan, Trade(2, reports(two), (0, 0))).used == (1,)
+    assert made(store, plan, Trade(2, reports(two), (0, 0))).used == (1,)
+
+
+def an_edit_lets_all_who_wait_look_again(open_one: Open) -> None:
+    plan = plan_of("concurrency=1")
+    holder, waiter, operator = shared(open_one), shared(open_one), shared(open_one)
+    granted(holder, plan)
+    ask(waiter, plan)
+    woken = threading.Event()
+    stop = waiter.listen("k", woken.set)
+    assert operator.edit("k", set_to("concurrency=2"))
+    wait_until(woken.is_set)
+    stop()
+    granted(waiter, plan)
+
+
+def limits_may_be_set_while_calls_are_on_their_way(open_one: Open) -> None:
+    clock = FakeClock()
+    declared = plan_of("tokens=1/s:burst=100:charge=usage:start=full", "concurrency=4")
+    one, other, operator = (shared(open_one, clock) for _ in range(3))
+    first, second = granted(one, declared, 2, tokens=10)
+    [third] = granted(other, declared, tokens=10)
+    assert operator.edit("k", set_to("tokens=1/s:burst=50:charge=usage:start=full", "concurrency=2"))
+    for store in (one, other):
+        assert store.used("k", declared)[1] == 3
+        assert type(ask(store, declared, tokens=1)[0]) is Wait
+    report = [Report(first, Signal(usage={"tokens": 30}))]
+    for _ in range(2):
+        assert made(one, declared, Trade(1, report, (1, 10, 1))).used[1] == 2
+    assert type(ask(other, declared, tokens=1)[0]) is Wait
+    assert made(other, declared, Trade(1, reports(third), (0, 0, 0))).used[1] == 1
+    assert made(one, declared, Trade(2, reports(second), (0, 0, 0))).used[1] == 0
+    [one_more, none_more] = ask(other, declared, 2)[:2], ask(other, declared)
+    assert [type(answer) for answer in (*one_more, *none_more)] == [Granted, Granted, Wait]
+    keyed = looked_at(operator, "k")
+    assert keyed.declared is not None
+    assert keyed.declared.limits == declared.limits
+
+
+def limits_that_were_set_do_not_bind_whoever_counts_otherwise(open_one: Open) -> None:
+    clock, declared = FakeClock(), plan_of("concurrency=2")
+    store, other = shared(open_one, clock), shared(open_one, clock)
+    store.used("k", declared)
+    store.edit("k", set_to("concurrency=1"))
+    granted(store, declared)
+    another = plan_of("concurrency=5:name=slots")
+    with pytest.raises(ConfigurationError):
+        other.acquire_for("k", another, [line(another)])
+    store.leave("k", declared)
+    granted(other, another, 5)
+
+
+def one_that_can_be_used_says_so(open_one: Open) -> None:
+    store = shared(open_one)
+    store.ping()
+    assert "k" not in list(store.keys())
+    store.ping()
+
+
 SHARED: tuple[Callable[[Open], None], ...] = (
     says_that_it_is_shared,
     clients_in_turn_are_answered_as_the_core_does,
@@ -479,6 +837,19 @@ SHARED: tuple[Callable[[Open], None], ...] = (
     whoever_waits_is_woken_when_somebody_leaves,
     a_settlement_says_whether_it_lets_go_ones_own,
     threads_in_turn_share_it,
+    trades_are_made_as_the_core_does,
+    a_trade_settles_then_counts_then_asks,
+    a_numbered_settlement_is_booked_once,
+    what_is_held_is_set_right,
+    a_trade_that_cannot_be_made_is_told_in_its_place,
+    no_trade_is_nothing,
+    a_trade_says_who_may_go_now,
+    every_life_of_a_client_has_a_number_of_its_own,
+    an_earlier_life_frees_nothing_twice,
+    an_edit_lets_all_who_wait_look_again,
+    limits_may_be_set_while_calls_are_on_their_way,
+    limits_that_were_set_do_not_bind_whoever_counts_otherwise,
+    one_that_can_be_used_says_so,
 )
 
 

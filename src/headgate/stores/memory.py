@@ -9,6 +9,7 @@ from functools import partial
 from threading import Lock
 
 from headgate.core import decide, together
+from headgate.core.crowd import NORMAL
 from headgate.core.model import Costs, Decision, Now, Report, new
 from headgate.core.plan import Plan
 from headgate.core.together import Line
@@ -57,19 +58,25 @@ class MemoryStore:
         with self._lock:
             now = self.now()
             plan, state = self._of(key, plan, now)
-            return decide.acquire(plan, asks, state, now)
+            if state.crowd is None:  # the cheaper way, as long as all calls are of one class
+                return decide.acquire(plan, asks, state, now)
+            return together.acquire(plan, "", (Line(NORMAL, 0, asks),), state, now, LEASE_US)[0]
 
     def settle(self, key: str, plan: Plan, reports: Sequence[Report]) -> None:
         with self._lock:
             now = self.now()
             plan, state = self._of(key, plan, now)
-            decide.settle(plan, reports, state, now)
+            if state.crowd is None:
+                decide.settle(plan, reports, state, now)
+            else:
+                together.settle(plan, "", 0, reports, state, now, LEASE_US)
 
     def acquire_for(self, key: str, plan: Plan, lines: Sequence[Line]) -> list[list[Decision]]:
         """See :func:`headgate.core.together.acquire`: for classes, as there are no other processes here."""
         with self._lock:
             now = self.now()
             plan, state = self._of(key, plan, now)
+            _know(plan, state, now)
             return together.acquire(plan, "", lines, state, now, LEASE_US)
 
     def settle_for(self, key: str, plan: Plan, reports: Sequence[Report]) -> bool:
@@ -77,6 +84,7 @@ class MemoryStore:
         with self._lock:
             now = self.now()
             plan, state = self._of(key, plan, now)
+            _know(plan, state, now)
             return together.settle(plan, "", 0, reports, state, now, LEASE_US) is not None
 
     def used(self, key: str, plan: Plan) -> tuple[int, ...]:
@@ -95,15 +103,14 @@ class MemoryStore:
             found = self._states.get(key)
             if found is None:
                 return None
-            return Keyed(found[0], decide.State.load(copy.deepcopy(found[1].dump())), found[2]), self.now()
+            return _copy_of(*found), self.now()
 
     def edit(self, key: str, change: Edit) -> bool:
         with self._lock:
             found = self._states.get(key)
             if found is None:
                 return False
-            plan, state, declared = found
-            changed = change(Keyed(plan, state, declared), self.now())
+            changed = change(_copy_of(*found), self.now())  # should it fail, all is as before
             if changed is None:
                 del self._states[key]
             else:
@@ -133,6 +140,16 @@ class MemoryStore:
             state = decide.replan(found[0], plan, found[1], now)
         self._states[key] = plan, state, None
         return plan, state
+
+
+def _know(plan: Plan, state: decide.State, now: Now) -> None:
+    """From here on it is told whose what is held is: what calls took before has to find its way back."""
+    if state.crowd is None:
+        together.claim(plan, "", state, now, LEASE_US)
+
+
+def _copy_of(plan: Plan, state: decide.State, declared: Plan | None) -> Keyed:
+    return Keyed(plan, decide.State.load(copy.deepcopy(state.dump())), declared)
 
 
 def open_url(url: str) -> MemoryStore:
