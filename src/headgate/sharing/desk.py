@@ -120,7 +120,7 @@ class Desk:
                 if self.settle_at == inf:
                     self.settle_at = time.monotonic() + self._lingers
             self.awake()
-            self.courier.ring(self.due_at())
+            self.courier.ring(self.settle_at)
 
     def awake(self) -> None:
         """There is something to do, under the lock."""
