@@ -53,3 +53,14 @@ def test_what_one_class_does_not_want_is_the_others(fake_clock: FakeClock) -> No
 def test_an_unknown_class_is_told() -> None:
     with pytest.raises(ConfigurationError, match="interactive, normal, bulk"):
         Limiter("requests=1/s", service_class="urgent")  # type: ignore[arg-type]  # on purpose
+
+
+def test_what_was_taken_before_another_class_came_finds_its_way_back(fake_clock: FakeClock) -> None:
+    limiter = Limiter(
+        "concurrency=2", "tokens=100/s:burst=50:charge=usage:start=full", store=MemoryStore(fake_clock)
+    )
+    first, second = limiter.acquire(tokens=10), limiter.acquire(tokens=10)
+    limiter.of_class("bulk")  # from here on the store is told whose each call is
+    first.settle(tokens=3)
+    second.give_back()
+    assert limiter.used() == {"concurrency": 0, "tokens/s": 3}

@@ -40,6 +40,7 @@ def test_importing_it_loads_the_standard_library_alone() -> None:
 MADE = [
     errors.HeadgateError("a"),
     errors.ConfigurationError("a"),
+    errors.NoSuchKey("a", key="k", nearest=("kk",)),
     errors.NotSent("a"),
     errors.AcquireTimeout("a", limit="requests/s", retry_after_seconds=1.5),
     errors.CostExceedsLimit("a", limit="tokens/min", cost=9, largest=5),

@@ -6,6 +6,7 @@ The class answers the question that a caller has first: *was my request sent?*
 
     HeadgateError
     ├── ConfigurationError     the limits, options or files do not make sense; nothing was sent
+    │   └── NoSuchKey          the store knows nothing of the key that an operator named
     ├── NotSent                the request was never sent
     │   ├── AcquireTimeout     no permit within ``max_wait``
     │   ├── CallCancelled      cancelled or cleared before it was done
@@ -44,6 +45,20 @@ def _rebuild(kind: type[HeadgateError], args: tuple[Any, ...], facts: dict[str, 
 
 class ConfigurationError(HeadgateError, ValueError):
     """Limits, options or files that do not make sense. Nothing was sent."""
+
+
+class NoSuchKey(ConfigurationError):
+    """The store knows nothing of the key that an operator named.
+
+    Attributes:
+        key: that name.
+        nearest: keys of the store that are called alike, the nearest first.
+    """
+
+    def __init__(self, message: str, *, key: str, nearest: tuple[str, ...] = ()):
+        super().__init__(message)
+        self.key = key
+        self.nearest = nearest
 
 
 class NotSent(HeadgateError):

@@ -275,6 +275,15 @@ def _count(plan: Plan, member: Member, holding: Sequence[int], state: State, ali
     member.adopted = 1
 
 
+def claim(plan: Plan, client: str, state: State, now: Now, lease_us: int) -> None:
+    """All that is held on a key is this client's, who drew on it as if nobody else ever would."""
+    at, alive_at = decide.advance(plan, state, now)
+    _, member = _enter(plan, client, state, at, alive_at, lease_us)
+    member.flying = state.alive[FLYING]
+    member.pinned = [rule.pinned(part) for rule, part in zip(plan.rules, state.parts, strict=True)]
+    member.adopted = 1
+
+
 def leave(plan: Plan, client: str, state: State, now: Now) -> None:
     """A client goes in order: its places are free at once, what it still holds is given back."""
     _, alive_at = decide.advance(plan, state, now)

@@ -244,7 +244,11 @@ class SQLiteStore:
         return self._session.look(key)
 
     def edit(self, key: str, change: Edit) -> bool:
-        return self._session.edit(key, change)
+        found = self._session.edit(key, change)
+        with self._lock:
+            wakes = self._wakes(key)
+        _call(wakes)  # others see it in the file, but what this process writes is no news to it
+        return found
 
     # Hints
 
@@ -482,7 +486,8 @@ class _Session:
             now = self._clock()  # only now: instants follow one another as transactions do
             state, kept.state = kept.state, None  # it stays forgotten unless all goes well
             if row is None:
-                number, version, told, who = None, 0, 0, ANYONE
+                # Numbers of rows are given again: nobody may take this row for one that was forgotten.
+                number, version, told, who = None, _chance.getrandbits(40), 0, ANYONE
                 kept.forced = None
                 state = decide.fresh(plan, now)
             else:

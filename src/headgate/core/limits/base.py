@@ -67,6 +67,9 @@ class Rule(Protocol):
     def pins(self) -> bool:
         """Whether only a settlement gives back what a call holds."""
 
+    def pinned(self, state: State) -> int:
+        """Units that only a settlement gives back; 0 where all lapses by itself."""
+
     def abandon(self, state: State, units: int, alive_at: int) -> None:
         """As ``orphan``, for so many units that only a settlement would give back."""
 
@@ -303,6 +306,10 @@ class Holding:
     def orphan(self, state: State, alive_at: int) -> None:
         """See :class:`Rule`."""
         self.calls.orphan(state, alive_at)
+
+    def pinned(self, state: State) -> int:
+        """See :class:`Rule`."""
+        return state[self.calls.base] - state[self.calls.base + 2] if self.pins else 0
 
     def abandon(self, state: State, units: int, alive_at: int) -> None:
         """See :class:`Rule`."""

@@ -66,6 +66,9 @@ class Concurrency(Edgeless):
     def pins(self) -> bool:
         return True
 
+    def pinned(self, state: State) -> int:
+        return state[0]
+
     def abandon(self, state: State, units: int, alive_at: int) -> None:
         state[0] = max(state[0] - units, 0)
 
