@@ -3,21 +3,23 @@
 import pytest
 
 from tests.fleet.judging import judged
+from tests.fleet.scenarios import RATE
+from tests.fleet.stores import Kind
 
-pytestmark = pytest.mark.scenarios
+pytestmark = [pytest.mark.scenarios, pytest.mark.parametrize("kind", ["sqlite", "redis"])]
 
 AWAY = pytest.approx(0, abs=0.02)
 QUARTER = 1 / 4
 
 
-def test_by_default_calls_wait_and_nobody_is_told() -> None:
-    row = judged("wait", "redis")
+def test_by_default_calls_wait_and_nobody_is_told(kind: Kind) -> None:
+    row = judged("wait", kind)
     assert row.during == [AWAY]
     assert row.errors == {}
 
 
-def test_refusing_it_says_so_at_once() -> None:
-    row = judged("refuse", "redis")
+def test_refusing_it_says_so_at_once(kind: Kind) -> None:
+    row = judged("refuse", kind)
     assert row.during == [AWAY]
     assert set(row.errors) == {"StoreUnavailable"}
     assert all(row.outcome.summaries[name]["errors"] for name in ("one", "two"))
@@ -25,11 +27,11 @@ def test_refusing_it_says_so_at_once() -> None:
         assert summary["longest_error_seconds"] < 0.5
 
 
-def test_with_a_share_each_goes_on_with_its_part_and_comes_back() -> None:
-    row = judged("share", "redis")
+def test_with_a_share_each_goes_on_with_its_part_and_comes_back(kind: Kind) -> None:
+    row = judged("share", kind)
     assert row.errors == {}
     [fault] = row.outcome.faults
     seconds = (fault.done_ns - fault.began_ns) / 1e9
     for name in ("one", "two"):
-        own = row.outcome.accepted(fault.began_ns + 500_000_000, fault.done_ns, name) / (seconds - 0.5) / 300
+        own = row.outcome.accepted(fault.began_ns + 500_000_000, fault.done_ns, name) / (seconds - 0.5) / RATE
         assert own == pytest.approx(QUARTER, rel=0.1)
