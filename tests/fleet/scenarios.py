@@ -105,7 +105,7 @@ class Load:
 
 BY_RATE = Load("rate", 50, 0.03, 0.5, (30, 30))
 BY_RATE_ALONE = Load("bucket", 0, 0.03, 0.5, (30, 30))
-BY_SLOTS = Load("slots", 20, 0.15, 0, (20, 20, 20))
+BY_SLOTS = Load("slots", 20, 0.125, 0, (20, 20, 20))  # eight in turn in a second
 BY_TOKENS = Load("tokens", 50, 0.03, 0.5, (30, 30), 100)
 
 
