@@ -75,6 +75,11 @@ class Access:
         if kind != NORMAL:
             self.together = True
 
+    @property
+    def waiting(self) -> dict[int, int]:
+        """{class: how many wait}."""
+        return {line.kind: line.waiting for line in list(self.lines.values())}
+
     def serve(self) -> None:
         """Let all lines look whether somebody may go."""
         for line in sorted(self.lines.values(), key=lambda line: line.kind):

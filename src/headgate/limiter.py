@@ -10,8 +10,9 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from headgate import events
 from headgate.core import model
@@ -22,11 +23,14 @@ from headgate.core.plan import Plan
 from headgate.core.retry import SPENDS_NO_ATTEMPT, class_of_status
 from headgate.core.text import parse_limits
 from headgate.decorator import limited
-from headgate.errors import ConfigurationError
+from headgate.errors import ConfigurationError, NoSuchKey
 from headgate.order import refusal
 from headgate.sharing.failure import parse_policy
 from headgate.stores.base import Store, open_store
-from headgate.waiters import line_of
+from headgate.waiters import Line, line_of
+
+if TYPE_CHECKING:
+    from headgate.operate import Snapshot
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -374,6 +378,91 @@ class Limiter:
                 seconds = max(wait.until_us - self.store.now().elapsed_us, 0) / SECOND
             name = self.limits[wait.rule].name if wait.rule >= 0 else "paused"
             self._tell(events.Waited(self.key, name, seconds))
+
+    # Operating: for everybody who draws on the key, in this process or in others
+
+    def snapshot(self) -> Snapshot:
+        """The key as it stands: limits, who waits and who holds, and why nothing goes if nothing does.
+
+        Raises:
+            StoreUnavailable
+        """
+        from headgate import operate  # only those who ask pay for it
+
+        try:
+            found = operate.snapshot(self.store, self.key)
+        except NoSuchKey:
+            found = operate.unused(self.key, self.plan, self.store.now())
+        if isinstance(self._line, Line):  # the store has not always been told who waits
+            waiting = self._line.access.waiting
+            classes = (replace(each, waiting=waiting.get(kind, 0)) for kind, each in enumerate(found.classes))
+            found = replace(found, classes=tuple(classes))
+        return found
+
+    def pause(self, seconds: float | None = None) -> None:
+        """Let nothing go for so many seconds, above 0; None for until :meth:`resume`. Calls in flight go on.
+
+        Raises:
+            ConfigurationError, StoreUnavailable
+        """
+        from headgate import operate
+
+        self._operate(lambda: operate.pause(self.store, self.key, seconds))
+
+    def resume(self) -> bool:
+        """Let calls go again, at once; returns whether the key was paused.
+
+        Raises:
+            StoreUnavailable
+        """
+        from headgate import operate
+
+        return self._operate(lambda: operate.resume(self.store, self.key))
+
+    def set_limits(self, *limits: str | Limit) -> None:
+        """Put other limits in force, at once, until :meth:`reset_limits`; see
+        :func:`headgate.operate.set_limits`. ``limits`` stays what this program declares.
+
+        Raises:
+            ConfigurationError, StoreUnavailable
+        """
+        from headgate import operate
+
+        self._operate(lambda: operate.set_limits(self.store, self.key, limits))
+
+    def reset_limits(self) -> bool:
+        """Put the declared limits in force again; returns whether others were.
+
+        Raises:
+            StoreUnavailable
+        """
+        from headgate import operate
+
+        return self._operate(lambda: operate.reset_limits(self.store, self.key))
+
+    def set_shares(self, *, interactive: int, normal: int, bulk: int) -> None:
+        """Share the limits between classes of service: percents that add up to 100, each at least 1.
+
+        Raises:
+            ConfigurationError, StoreUnavailable
+        """
+        from headgate import operate
+
+        self._operate(
+            lambda: operate.set_shares(
+                self.store, self.key, interactive=interactive, normal=normal, bulk=bulk
+            )
+        )
+
+    def _operate(self, act: Callable[[], R]) -> R:
+        try:
+            done = act()
+        except NoSuchKey:
+            self.store.used(self.key, self.plan)  # from here on it is known
+            done = act()
+        if isinstance(self._line, Line):  # a shared store tells those who wait by itself
+            self._line.access.serve()
+        return done
 
     # The other side of permits
 
