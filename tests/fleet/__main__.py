@@ -31,6 +31,8 @@ COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("after", lambda row: " ".join(_percent(part) for part in row.after) or "-"),
     ("back s", lambda row: " ".join(_seconds(back) for back in row.back_seconds) or "-"),
     ("stall ms", lambda row: f"{row.stall_ms:.0f}"),
+    ("lag ms", lambda row: f"{row.lag_ms:.0f}"),
+    ("starved", lambda row: _percent(row.starved)),
     ("late", lambda row: str(row.late)),
     ("oldest ms", lambda row: f"{row.oldest_ms:.0f}"),
     ("exits", lambda row: " ".join(str(code) for code in row.exits.values())),

@@ -21,7 +21,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
@@ -89,6 +91,7 @@ class Summary:
     longest_error_seconds: from asking for a permit to the error.
     longest_call_seconds: from sending to the answer.
     longest_lag_seconds: by which the event loop was late.
+    starved_seconds: for which its threads could have run, and had no processor.
     wall_seconds: its wall clock at the end.
     """
 
@@ -103,6 +106,7 @@ class Summary:
     longest_error_seconds: float = 0.0
     longest_call_seconds: float = 0.0
     longest_lag_seconds: float = 0.0
+    starved_seconds: float = 0.0
     wall_seconds: float = 0.0
 
 
@@ -140,12 +144,14 @@ class Client:
             print("ready", flush=True)
             begin_ns = int(await asyncio.to_thread(sys.stdin.readline))
             threading.Thread(target=_end_with_the_others, daemon=True).start()
+            starved = _starved_seconds()
             await asyncio.sleep((begin_ns - time.monotonic_ns()) / 1e9)
             watch = asyncio.create_task(self._watch_the_loop())
             workers = [asyncio.create_task(self._work(session)) for _ in range(self.job.workers)]
             asyncio.get_running_loop().call_later(self.job.seconds, self._finish)
             await asyncio.gather(*workers, return_exceptions=True)
             watch.cancel()
+            self.summary.starved_seconds = _starved_seconds() - starved
         self.summary.wall_seconds = time.time()
         return self.summary
 
@@ -240,6 +246,15 @@ class Client:
         self.summary.errors[f"loop: {type(error).__name__ if error else context['message']}"] += 1
         if not isinstance(error, StoreUnavailable):
             loop.default_exception_handler(context)
+
+
+def _starved_seconds() -> float:
+    """What the system counts for all threads of this process; 0 where it does not."""
+    waited_ns = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # a thread that has just ended
+            waited_ns += int(file.read_text().split()[1])
+    return waited_ns / 1e9
 
 
 def _set_lease(seconds: float) -> None:

@@ -11,7 +11,7 @@ from tests.fleet.scenarios import SCENARIOS, WINDOW, Row, run_scenario
 from tests.fleet.stores import Kind, why_not
 
 FULL = 0.95
-"""Of full speed: less is not full. Slots are counted over a second and a half, which is not quite exact."""
+"""Of full speed: less is not full."""
 MOVING = 0.8
 """Of the most that limits allow: below it a run says nothing. How close one comes, others judge."""
 KILLED = -signal.SIGKILL
@@ -30,8 +30,10 @@ def judged(name: str, kind: Kind) -> Row:
         pytest.skip(reason)
     row = run_scenario(name, kind)
     never_over(row)
-    assert all(back is not None and back <= 2 * WINDOW for back in row.back_seconds), row.back_seconds
-    assert all(part >= FULL for part in row.after), row.after
+    fast(row, row.before > MOVING, "it hardly moved before")
+    back = all(back is not None and back <= 2 * WINDOW for back in row.back_seconds)
+    fast(row, back, f"full speed was back after {row.back_seconds} s")
+    fast(row, all(part >= FULL for part in row.after), f"{row.after} of full speed after it")
     return row
 
 
@@ -40,11 +42,17 @@ def never_over(row: Row) -> None:
     print(f"\n{table([row])}")
     assert not row.outcome.complaints, row.outcome.complaints
     assert row.outcome.report["disagreements"] == 0, row.outcome.report["first_disagreements"]
-    if row.refused and row.machine_too_slow:
+    if row.refused and row.too_late:
         pytest.skip(
             f"the server stood still for {row.stall_ms} ms, {row.late} calls were late: no plan can bear"
         )
     assert row.refused == 0, row.outcome.report["refusals"]
     assert not row.slots or row.most_in_flight <= row.slots
-    assert row.before > MOVING, "it hardly moved before"
     assert set(row.exits.values()) <= {0, KILLED}, row.exits
+
+
+def fast(row: Row, holds: bool, otherwise: str) -> None:
+    """Something about speed holds; if not, and the machine was busy with other things, skip the test."""
+    if not holds and row.too_busy:
+        pytest.skip(f"clients waited for a processor for {row.starved:.0%} of the time: {otherwise}")
+    assert holds, otherwise

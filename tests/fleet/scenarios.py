@@ -42,6 +42,8 @@ TRANSIT = BURST / RATE / 2  # seconds: the plan's default D, min(1 s, B/2R)
 TOKENS = 4000  # a second
 WARM_UP = 1.0
 """Seconds after the start that are no measure of what comes before a fault."""
+STARVED = 0.1
+"""Of its time a client may have to wait for a processor."""
 LEASE = 1.5
 """Seconds for which a silent client is believed alive here; the stores' own leases are longer."""
 
@@ -135,6 +137,8 @@ class Row:
     after: list[float]
     back_seconds: list[float | None]
     stall_ms: float
+    lag_ms: float
+    starved: float
     late: int
     oldest_ms: float
     errors: dict[str, int]
@@ -147,9 +151,14 @@ class Row:
         return {**found, "report": self.outcome.report, "summaries": dict(self.outcome.summaries)}
 
     @property
-    def machine_too_slow(self) -> bool:
-        """The server stood still, or calls were on their way, for longer than `D`, so nobody can promise."""
+    def too_late(self) -> bool:
+        """Whether the server stood still, or calls were on their way, for longer than `D`."""
         return self.stall_ms > 1000 * TRANSIT or self.late > 0
+
+    @property
+    def too_busy(self) -> bool:
+        """Whether others had the processors for so long that the speed of these says nothing."""
+        return self.too_late or self.starved > STARVED
 
 
 def late(outcome: Outcome) -> int:
@@ -189,6 +198,9 @@ def row_of(scenario: str, store: str, load: Load, seconds: float, outcome: Outco
         since_ns = fault.ended_ns + 2 * WINDOW * SECOND
         after.append(part(since_ns, until_ns))
         back.append(outcome.recovery_seconds(fault.ended_ns, full, WINDOW))
+    # Of a client that was stopped neither says anything of the machine.
+    stopped = "one" if any(fault.name == first_stopped.__name__ for fault in outcome.faults) else None
+    lived = [summary for name, summary in outcome.summaries.items() if name != stopped]
     pardoned = [call for call in outcome.calls if call.refused_by and in_hand(outcome, call)]
     judged = replace(outcome, calls=[call for call in outcome.calls if call not in pardoned])
     return Row(
@@ -206,6 +218,8 @@ def row_of(scenario: str, store: str, load: Load, seconds: float, outcome: Outco
         after=after,
         back_seconds=back,
         stall_ms=round(1000 * outcome.stall_seconds, 1),
+        lag_ms=round(1000 * max((each["longest_lag_seconds"] for each in lived), default=0), 1),
+        starved=max((each["starved_seconds"] for each in lived), default=0) / seconds,
         late=late(outcome),
         oldest_ms=round(max((call.sent_ns - call.granted_ns for call in outcome.calls), default=0) / 1e6, 1),
         errors=dict(outcome.errors),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fleet.judging import judged
+from tests.fleet.judging import fast, judged
 from tests.fleet.scenarios import RATE
 from tests.fleet.stores import Kind
 
@@ -34,4 +34,5 @@ def test_with_a_share_each_goes_on_with_its_part_and_comes_back(kind: Kind) -> N
     seconds = (fault.done_ns - fault.began_ns) / 1e9
     for name in ("one", "two"):
         own = row.outcome.accepted(fault.began_ns + 500_000_000, fault.done_ns, name) / (seconds - 0.5) / RATE
-        assert own == pytest.approx(QUARTER, rel=0.1)
+        assert own <= QUARTER * 1.05
+        fast(row, own >= QUARTER * 0.9, f"{own:.1%} of the rate instead of a quarter")
