@@ -555,14 +555,17 @@ def resume(plan: Plan, state: State, passed_us: int, now: Now) -> None:
 def rejoin(plan: Plan, state: State, now: Now, pause_us: int) -> State:
     """The state after a time in which clients went by shares of the limits, of which nothing is known here.
 
-    Nothing is granted for ``pause_us``, within which all of them come back. Who comes after the first, within
-    that time, changes nothing more.
+    Nothing is granted for ``pause_us``, within which all of them come back; until then they may go on by
+    their shares, so that all is spent only at the end of it. Who comes after the first, within that time,
+    changes nothing more.
     """
     at, _ = advance(plan, state, now)
     if state.paused <= at:
+        back_at = at + pause_us
+        back = Now(now.elapsed_us + pause_us, now.wall_us + pause_us)
         for index, rule in enumerate(plan.rules):
             limit = rule.limit
             if limit.kind != "concurrency" and (limit.kind == "bucket" or limit.period_us <= PACED_START_US):
-                state.parts[index] = _spent_but_held(rule, index, state, now, at)
-        pause(state, at + pause_us)
+                state.parts[index] = _spent_but_held(rule, index, state, back, back_at)
+        pause(state, back_at)
     return state
