@@ -781,6 +781,7 @@ def test_a_limit_reads_back_from_its_text(limit: Limit) -> None:
         "requests=1k/day:kind=calendar:zone=America/Los_Angeles",
         "requests=5/250ms:kind=fixed:error=1.500ms",
         "requests=2M/month",
+        "tokens=1.2M/min",
         "concurrency=8",
         "images=3/min:start=used-2:transit=2s:name=pictures",
     ],

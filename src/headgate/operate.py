@@ -24,7 +24,7 @@ from headgate.core.clock import FLYING
 from headgate.core.crowd import CLASS_NAMES, DUE, HEAD, SERVED, WAITING, Crowd, Member
 from headgate.core.decide import GRANTS, PROBE_LEASE_US, PROBED, REFUSED, SETTLED, UNTIL, State
 from headgate.core.limits.base import TURN, Holding, Rule
-from headgate.core.limits.token_bucket import TokenBucket
+from headgate.core.limits.token_bucket import DEBITED, TokenBucket
 from headgate.core.model import DAY, NEVER, PERIODS_US, SECOND, Kind, Limit, Now
 from headgate.core.plan import Plan
 from headgate.core.rates import possible_units
@@ -55,8 +55,10 @@ class LimitSnapshot:
         rate: units per second that it lets through in the long run; None for ``concurrency``.
         used: units that stand against it now. May be above the capacity, where more is owed.
         capacity: units that may stand against it at once: the bucket, the window, the slots.
-        granted: units granted so far, to tell a rate from two looks (see :func:`rates`): a count that starts
-            again with other limits, and at 2^50. None for ``concurrency``.
+        granted: units reserved so far by the permits that were given: a count that starts again with other
+            limits, and at 2^50. None for ``concurrency``.
+        charged: units charged so far, as far as answers or time have proved it; likewise. Only of buckets,
+            and of limits whose kind nobody knows; else None.
         standing: whether it lets go whoever is next, and if not, why.
         opens_seconds: until it does; 0 if that is now, None if an answer has to come first.
     """
@@ -72,6 +74,7 @@ class LimitSnapshot:
     used: int
     capacity: int
     granted: int | None
+    charged: int | None
     standing: Standing
     opens_seconds: float | None
 
@@ -211,17 +214,25 @@ def unused(key: str, plan: Plan, now: Now) -> Snapshot:
 
 
 def rates(before: Snapshot, after: Snapshot) -> dict[str, float]:
-    """{limit: units granted per second between two looks}, for limits of which it can be told."""
+    """{limit: units per second between two looks}, for limits of which it can be told.
+
+    Units charged, where they are counted; else units granted, which may be more where a call is given back
+    what it did not use.
+    """
     seconds = after.elapsed_seconds - before.elapsed_seconds
-    earlier = {limit.name: limit.granted for limit in before.limits}
+    earlier = {limit.name: _count(limit) for limit in before.limits}
     found = {}
     for limit in after.limits:
-        then = earlier.get(limit.name)
-        if limit.granted is not None and then is not None and seconds > 0:
-            units = (limit.granted - then) % TURN
+        now, then = _count(limit), earlier.get(limit.name)
+        if now is not None and then is not None and seconds > 0:
+            units = (now - then) % TURN
             if units < TURN // 2:  # else the count has started anew
                 found[limit.name] = units / seconds
     return found
+
+
+def _count(limit: LimitSnapshot) -> int | None:
+    return limit.granted if limit.charged is None else limit.charged
 
 
 def calls_per_second(before: Snapshot, after: Snapshot) -> float | None:
@@ -292,6 +303,7 @@ def _limit(rule: Rule, state: State, index: int, cost: int, at: int) -> LimitSna
         used=rule.used(part),
         capacity=rule.burst if isinstance(rule, TokenBucket) else limit.amount,
         granted=part[rule.calls.given] if isinstance(rule, Holding) else None,
+        charged=part[DEBITED] if isinstance(rule, TokenBucket) else None,
         standing=standing,
         opens_seconds=_seconds(opens, at),
     )
@@ -661,10 +673,12 @@ def limit_text(limit: Limit) -> str:
 
 
 def amount_text(units: int) -> str:
-    """``500``, ``40k``, ``2M``: never rounded."""
+    """``500``, ``40k``, ``1.2M``: never rounded."""
     for size, letter in _THOUSANDS:
-        if units and units % size == 0:
+        if units >= size and units % size == 0:
             return f"{units // size}{letter}"
+        if units >= size > 1000 and units * 10 % size == 0:
+            return f"{units // size}.{units * 10 // size % 10}{letter}"
     return str(units)
 
 

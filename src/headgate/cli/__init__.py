@@ -10,7 +10,15 @@ import click
 COMMANDS = {
     "run": "Send a file of requests through a rate-limited API.",
     "sim": "Run a rate-limited API server and judge its callers.",
+    "keys": "List the keys of a store.",
+    "top": "Watch a key: rates, who waits, who holds, what blocks.",
+    "pause": "Let nothing go on a key.",
+    "resume": "Let calls go again.",
+    "set": "Change limits and shares of a key while it is in use.",
+    "forget": "Start a key anew.",
 }
+_NAMES = {"set": "set_limits"}
+"""Of a command's module and function, where they are not the command's: ``set`` is a built-in."""
 
 
 class _Lazy(click.Group):
@@ -22,7 +30,10 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"headgate.cli.{cmd_name}"), cmd_name)
+        name = _NAMES.get(cmd_name, cmd_name)
+        command: click.Command = getattr(import_module(f"headgate.cli.{name}"), name)
+        # Docstrings with a backslash are raw; click wants the character by which lines stay as they are.
+        command.help = (command.help or "").replace("\\b\n", "\b\n")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

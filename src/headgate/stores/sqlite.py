@@ -930,11 +930,16 @@ def open_url(url: str) -> SQLiteStore:
     Raises:
         ConfigurationError, StoreUnavailable: as for :class:`SQLiteStore`; or the URL names no file.
     """
-    path = _path_of(url)
+    path = path_of(url)
     return _opened.get(path) or _opened.setdefault(path, SQLiteStore(path))
 
 
-def _path_of(url: str) -> Path:
+def path_of(url: str) -> Path:
+    """The file that a URL names; see :func:`open_url`.
+
+    Raises:
+        ConfigurationError: it names none.
+    """
     parts = urlsplit(url)
     path = unquote(parts.path)
     name = path.removeprefix("/")
