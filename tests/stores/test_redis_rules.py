@@ -66,8 +66,7 @@ class Twin:
         known = ("g", self.version) if self.version else (False, 0)
         question = wire.question(wire.PUT, known=known, now=now)
         self.version += 1
-        dump = self.state.dump()
-        new = wire.row(["g", self.version, "f", "about", dump, self.told.shapes])
+        new = wire.new_state("g", self.version, "f", "about", self.state, self.told)
         assert self.call(question, new)[0] == wire.DONE
         self.compare()
 

@@ -2207,7 +2207,7 @@ end
 
 -- A hint for a client: to look again at this key.
 local function hint(client)
-  redis.call('PUBLISH', 'headgate:to:' .. client, KEYS[1])
+  redis.pcall('PUBLISH', 'headgate:to:' .. client, KEYS[1])  -- whoever may not goes without
 end
 
 -- State.dump of a value, whatever its limits are.
@@ -2434,7 +2434,7 @@ end
 local done, reply = pcall(answer)
 if done then
   return pack(reply)
-elseif type(reply) == 'table' then  -- thrown by a calendar, before anything was written
+elseif type(reply) == 'table' and reply[1] then  -- thrown by a calendar, before anything was written
   return pack({ EDGES, its.now, its.wall, reply[1] })
 end
 return error(reply, 0)

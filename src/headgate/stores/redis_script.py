@@ -59,6 +59,7 @@ CELL = 20
 MOST_INSTANTS = 8
 """The calendar is told around so many instants."""
 _EXACT = 1 << 52
+_USED = 9  # where a reply begins to tell it
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -140,10 +141,10 @@ class Told:
         self._instants = [wall_us]
         self.rules = self._encoded()
 
-    def see(self, wall_us: int) -> None:
-        """Tell the edges of calendars around another instant, too."""
+    def see(self, wall_us: int, *, anew: bool = False) -> None:
+        """Tell the edges of calendars around another instant, too; ``anew``: around no other."""
         if self._calendar:
-            self._instants = [*self._instants, wall_us][-MOST_INSTANTS:]
+            self._instants = [wall_us] if anew else [*self._instants, wall_us][-MOST_INSTANTS:]
             self.rules = self._encoded()
 
     def _encoded(self) -> bytes:
@@ -297,6 +298,13 @@ def question(
     return row(items)
 
 
+def new_state(
+    generation: str, version: int, fingerprint: str, about: str, state: decide.State, told: Told
+) -> bytes:
+    """ARGV[3] of PUT."""
+    return row([generation, version, fingerprint, about, state.dump(), told.shapes])
+
+
 def _put_report(items: list[object], told: Told, report: Report) -> None:
     grant, signal = report
     costs = grant.costs
@@ -358,10 +366,32 @@ def _runs(asks: Sequence[Costs]) -> Iterator[tuple[int, Costs]]:
 # Answers
 
 
+def used(told: Told, reply: Sequence[Any]) -> tuple[int, ...]:
+    """The units that stand against each limit, as a reply tells."""
+    return tuple(reply[_USED : _USED + len(told.marks)])
+
+
+def answers(told: Told, reply: Sequence[Any]) -> list[list[int]]:
+    """What a reply says to each line."""
+    return list(reply[_USED + len(told.marks) :])
+
+
 def decisions(
-    told: Told, answers: Sequence[int], asks: Sequence[Costs], now_us: int, steady_us: int, epoch: int
+    told: Told,
+    answers: Sequence[int],
+    asks: Sequence[Costs],
+    now_us: int,
+    steady_us: int,
+    epoch: int,
+    shift_us: int = 0,
 ) -> list[Decision]:
-    """What the asks of a line were answered, up to the first that waits."""
+    """What the asks of a line were answered, up to the first that waits.
+
+    Args:
+        now_us: when, by the clock of whoever asked.
+        steady_us: the same in steady time.
+        shift_us: how far the server's clock is ahead of that of whoever asked.
+    """
     plan, counts = told.plan, told.marks
     use_before = now_us + plan.use_before_us if plan.use_before_us < NEVER else NEVER
     found: list[Decision] = []
@@ -380,7 +410,8 @@ def decisions(
                     marks.append(())
             found.append(new(Granted, (costs, now_us, use_before, tuple(marks), steady_us, one == 1, epoch)))
         elif kind == WAITS:
-            found.append(Wait(one, answers[place] - 1, answers[place + 1] == 1))
+            until = one - shift_us if one < NEVER else NEVER
+            found.append(Wait(until, answers[place] - 1, answers[place + 1] == 1))
             break
         else:
             found.append(Refused(one - 1, plan.rules[one - 1].largest))
