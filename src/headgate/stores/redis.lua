@@ -2344,6 +2344,7 @@ local function replace(value, verb)
   elseif known then
     return { CHANGED, its.now, its.wall }
   end
+  local kept_ms = 0
   if verb == FORGET then
     redis.call('DEL', KEYS[1])
     redis.call('SET', KEYS[2], '', 'PX', MARK_MS)
@@ -2351,9 +2352,9 @@ local function replace(value, verb)
     local ttl_ms, told = load_rules(), cells.read(ARGV[3])
     undump(told[5], told[6])
     state[GENERATION], state[VERSION], state[FINGERPRINT], state[ABOUT] = told[1], told[2] - 1, told[3], told[4]
-    save(ttl_ms)
+    kept_ms = save(ttl_ms)
   end
-  return { DONE, its.now, its.wall }
+  return { DONE, its.now, its.wall, kept_ms }
 end
 
 local function answer()

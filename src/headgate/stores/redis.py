@@ -385,10 +385,16 @@ class RedisStore:
         [reply] = self._run([(_name(key), question, rules, *more)])
         if isinstance(reply, Exception):
             raise self._meaning(reply, key) from reply
-        if keyed is None and reply[0] == script.DONE:
-            with self._lock:
-                self._seats.pop(key, None)
-        return bool(reply[0] == script.DONE)
+        if reply[0] != script.DONE:
+            return False
+        with self._lock:
+            seat = self._seats.get(key)
+            if seat is not None and keyed is None:
+                seat.generation = ""
+            elif seat is not None:
+                seat.generation, seat.version = known[0], known[1] + 1
+                seat.seen_us, seat.ttl_ms = reply[1], reply[3]
+        return True
 
     def _get(self, key: str) -> list[Any] | None:
         now = None if self._clock is None else self._clock()
