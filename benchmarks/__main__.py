@@ -27,7 +27,19 @@ BENCHMARKS: dict[str, tuple[str, Callable[[float], Table]]] = {
     "run": ("`headgate run` against a server without limits", run.run),
 }
 QUICK = 0.15
-PACKAGES = ("headgate", "aiolimiter", "aiometer", "pyrate-limiter", "rate-limited", "aiohttp", "uvloop")
+PACKAGES = (
+    "headgate",
+    "aiolimiter",
+    "aiometer",
+    "limits",
+    "pyrate-limiter",
+    "rate-limited",
+    "throttled-py",
+    "aiohttp",
+    "coredis",
+    "redis",
+    "uvloop",
+)
 
 
 def versions() -> str:
