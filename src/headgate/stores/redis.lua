@@ -216,7 +216,8 @@ holds = {
     local done, slot = floor((alive - transit) / width), part[base + 1]
     if slot < done then
       local slots = cells.open(part, base + 3)
-      while slot < done do
+      local stop = slot + size  -- those behind it are the same ones
+      while slot < done and slot < stop do
         local index = slot % size + 1
         local cost = slots[index]
         slot = slot + 1
@@ -229,7 +230,7 @@ holds = {
           return instant < steady and instant or steady, cost
         end
       end
-      part[base + 1] = slot
+      part[base + 1] = done
     end
     return nil
   end,
@@ -1877,7 +1878,11 @@ turns = {
         end
       end
     end
-    return first and first[T_DUE] > its.at and not decide.wait_for(first, T_HEAD) and name or false
+    if first and first[T_DUE] > its.at
+      and (decide.too_large(first, T_HEAD) or not decide.wait_for(first, T_HEAD)) then
+      return name
+    end
+    return false
   end,
 
   -- Others go first, unless there is enough for them to catch up and then for this one: then it returns nothing.
