@@ -37,12 +37,7 @@ def open_one(empty_redis: RedisServer) -> Iterator[Open]:
         yield opened
 
 
-LAWS = [
-    pytest.param(law, marks=pytest.mark.xfail(reason="the core's holds go below zero there"))
-    if law is conformance.trades_are_made_as_the_core_does
-    else law
-    for law in [*conformance.ANY, *conformance.SHARED]
-]
+LAWS = (*conformance.ANY, *conformance.SHARED)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=conformance.name_of)

@@ -270,20 +270,20 @@ class History:
             wall += chance.choice(JUMPS)
         self.now = Now(elapsed, wall)
 
-    def asks(self, most: int, *, too_large: bool = True) -> list[Costs]:
+    def asks(self, most: int) -> list[Costs]:
         """Costs of all sizes, half of them in the order of the first."""
         found: list[Costs] = []
         for _ in range(self.chance.choice((0, 1, 1, 2, most))):
-            units = {meter: self.cost(meter, too_large) for meter in sorted(self.plan.meters)}
+            units = {meter: self.cost(meter) for meter in sorted(self.plan.meters)}
             found.append(self.plan.costs(units))
         return sorted(found) if self.chance.random() < 0.5 else found
 
-    def cost(self, meter: str, too_large: bool) -> int:
+    def cost(self, meter: str) -> int:
         largest = min(rule.largest for rule in self.plan.rules if rule.limit.meter == meter)
         if meter != "tokens":
             return min(self.chance.choice((1, 1, 1, 1, 0, 2)), largest)
         shares = (0, 1, 1, largest // 20, largest // 5, largest * 3 // 4, largest, largest + 1)
-        return self.chance.choice(shares if too_large else shares[:-1])
+        return self.chance.choice(shares)
 
     def ended(self, flying: list[Granted]) -> list[Report]:
         self.chance.shuffle(flying)
@@ -310,7 +310,7 @@ class History:
         lines = []
         for kind in chance.sample(range(3), chance.choice((0, 1, 1, 1, 2, 3))):
             more = chance.choice((0, 0, 0, 40))
-            asks = self.asks(6, too_large=not more)
+            asks = self.asks(6)
             lines.append(Line(kind, len(asks) + more * bool(asks), asks))
         sequence = chance.choice((0, sequence, sequence + 1, sequence + 1, sequence + 1))
         return Trade(sequence, reports, holding, lines)

@@ -272,13 +272,13 @@ def settle_one(plan: Plan, grant: Granted, signal: Signal, state: State, at: int
                 rules[index].settle(parts[index], cost, marks[index], "answered", cost, at, alive_at)
         return
     throttle = signal.throttle
-    hit = _hit(throttle, plan, grant.costs) if throttle is not None else ()
+    hits = hit(throttle, plan, grant.costs) if throttle is not None else ()
     for index, (rule, part, cost, mark) in enumerate(
         zip(plan.rules, state.parts, grant.costs, grant.marks, strict=True)
     ):
         if not cost:
             continue
-        if throttle is not None and index in hit:
+        if throttle is not None and index in hits:
             rule.refused(part, cost, mark, at, alive_at)
             _shut(state, index, throttle, rule, grant, at)
         else:
@@ -311,18 +311,18 @@ def settle_late(
     if len(grant.costs) != len(plan.rules):
         return  # of other limits
     throttle = signal.throttle
-    hit = _hit(throttle, plan, grant.costs) if throttle is not None and pinned else ()
+    hits = hit(throttle, plan, grant.costs) if throttle is not None and pinned else ()
     for index, (rule, part, cost) in enumerate(zip(plan.rules, state.parts, grant.costs, strict=True)):
         if not cost:
             continue
         if pinned and rule.pins:
-            if throttle is not None and index in hit:
+            if throttle is not None and index in hits:
                 rule.refused(part, cost, ADOPTED, at, alive_at)
             else:
                 rule.settle(part, cost, ADOPTED, signal.outcome, charge_of(rule, cost, signal), at, alive_at)
         elif signal.outcome == "answered":
             rule.overdue(part, cost, charge_of(rule, cost, signal))
-        if throttle is not None and index in hit:
+        if throttle is not None and index in hits:
             _shut(state, index, throttle, rule, grant, at)
 
 
@@ -344,7 +344,7 @@ def _bounded(units: int | None) -> int | None:
     return None if units is None else min(max(units, 0), LARGEST_AMOUNT)
 
 
-def _hit(throttle: Throttle, plan: Plan, costs: Costs) -> set[int]:
+def hit(throttle: Throttle, plan: Plan, costs: Costs) -> set[int]:
     """The limits that a refusal was for, as far as it can be known.
 
     Those on the meter that it named, or any rate if it named none of ours. Of several on one meter the

@@ -71,7 +71,7 @@ class Traded(NamedTuple):
 def trade(plan: Plan, client: str, deal: Trade, state: State, now: Now, lease_us: int) -> Traded:
     """Settle, then count what is held, then answer asks; and say that the client is alive."""
     if deal.reports:
-        settle(plan, client, deal.sequence, deal.reports, state, now, lease_us)
+        _book(plan, client, deal.sequence, deal.reports, state, now, lease_us)
     member = beat(plan, client, state, now, lease_us, deal.holding)
     answers = acquire(plan, client, deal.lines, state, now, lease_us) if deal.lines else []
     return Traded(
@@ -198,13 +198,19 @@ def settle(
         sequence: of this settlement, counted by the client from 1: one that comes again is not booked again.
             0 for none.
     """
+    _book(plan, client, sequence, reports, state, now, lease_us)
+    return who_may_go(plan, state, now)
+
+
+def _book(
+    plan: Plan, client: str, sequence: int, reports: Sequence[Report], state: State, now: Now, lease_us: int
+) -> None:
     at, alive_at = decide.advance(plan, state, now)
     _, member = _enter(plan, client, state, at, alive_at, lease_us)
     if not sequence or sequence > member.sequence:
         member.sequence = max(member.sequence, sequence)
         for grant, signal in reports:
             _settle_one(plan, member, grant, signal, state, now)
-    return who_may_go(plan, state, now)
 
 
 def _settle_one(plan: Plan, member: Member, grant: Granted, signal: Signal, state: State, now: Now) -> None:
@@ -216,10 +222,11 @@ def _settle_one(plan: Plan, member: Member, grant: Granted, signal: Signal, stat
         alive_at = record_answer(state.alive, grant.steady_us, at)
     record_end(state.alive)
     member.flying = max(member.flying - 1, 0)
-    for index, rule in enumerate(plan.rules):
+    ours = len(grant.costs) == len(plan.rules)  # else it was granted under other limits
+    for index, rule in enumerate(plan.rules if ours else ()):
         if rule.pins:
             member.pinned[index] = max(member.pinned[index] - grant.costs[index], 0)
-    if grant.epoch == member.epoch:
+    if ours and grant.epoch == member.epoch:
         decide.settle_one(plan, grant, signal, state, at, alive_at)
     else:
         decide.settle_late(plan, grant, signal, state, at, alive_at, pinned=True)
@@ -233,7 +240,10 @@ def who_may_go(plan: Plan, state: State, now: Now) -> str | None:
     at = now.elapsed_us + state.steady[0]
     for name, kind in crowds.first_in_turn(crowd, at):
         ticket = crowd.members[name].tickets[kind]
-        if ticket[DUE] > at and decide.wait_for(plan, tuple(ticket[HEAD:]), state, at) is None:
+        head = tuple(ticket[HEAD:])
+        if ticket[DUE] > at and (
+            decide.too_large(plan.rules, head) is not None or decide.wait_for(plan, head, state, at) is None
+        ):
             return name
         return None
     return None

@@ -2063,7 +2063,6 @@ turns = {
     crowds.enter(question[CLIENT])
     if question[REPORTS] > 0 then
       place = turns.settle(place)
-      turns.who_may_go()
       decide.advance()
     end
     if question[HOLDING] >= 0 then

@@ -327,7 +327,7 @@ def _put_signal(items: list[object], plan: Plan, grant: Granted, signal: Signal)
     items += (OUTCOMES[signal.outcome], int(grant.probe))
     items += [decide.charge_of(rule, cost, signal) for rule, cost in zip(plan.rules, costs, strict=True)]
     if throttle is not None:
-        hit = sorted(decide._hit(throttle, plan, costs))
+        hit = sorted(decide.hit(throttle, plan, costs))
         items += (len(hit), *(index + 1 for index in hit))
         if hit:
             after = throttle.retry_after_us

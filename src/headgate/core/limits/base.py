@@ -147,7 +147,9 @@ class Holds:
                 return False
             state[base + 2] -= cost
             state[base + 3 + slot % self.size] -= cost
-        state[base] -= cost
+            state[base] -= cost
+        else:  # it may have been given up before, with others of its client
+            state[base] -= min(cost, state[base] - state[base + 2])
         return True
 
     def lose(self, state: State, cost: int, slot: int, alive_at: int) -> None:
@@ -155,7 +157,7 @@ class Holds:
         arrived.
         """
         if slot < 0:
-            self._let_lapse(state, cost, alive_at)
+            self.abandon(state, cost, alive_at)
 
     def due(self, state: State, alive_at: int) -> bool:
         """Whether the oldest slot has lapsed."""
