@@ -184,7 +184,7 @@ def row_of(scenario: str, store: str, load: Load, seconds: float, outcome: Outco
     first_ns = outcome.faults[0].began_ns if outcome.faults else outcome.end_ns
     warm_ns = outcome.begin_ns + WARM_UP * SECOND
     before = outcome.accepted(warm_ns, first_ns) / ((first_ns - warm_ns) / SECOND)
-    full = RATE if load.full == RATE else before
+    full = RATE if load.full == RATE else before or load.full  # one that never moved is not at full speed
     during, after, back = [], [], []
 
     def part(since_ns: float, until_ns: float) -> float:

@@ -27,9 +27,6 @@ def test_refusing_it_says_so_at_once(kind: Kind) -> None:
         assert summary["longest_error_seconds"] < 0.5
 
 
-@pytest.mark.xfail(
-    strict=False, reason="after a time of shares, calls from before it are taken from holds that are gone"
-)
 def test_with_a_share_each_goes_on_with_its_part_and_comes_back(kind: Kind) -> None:
     row = judged("share", kind)
     assert row.errors == {}
