@@ -262,12 +262,30 @@ def test_a_state_that_is_older_than_one_that_was_seen_is_a_loss(
     assert level(store)[2] == 4
 
 
-def test_one_who_knows_of_no_loss_starts_anew(open_one: Open, server: redis.Redis) -> None:
-    store, newcomer = open_one(), open_one()
-    store.acquire("k", PLAN, [(1, 1, 1)])
+def test_one_who_knows_of_no_loss_starts_anew_until_one_comes_who_does(
+    open_one: Open, server: redis.Redis
+) -> None:
+    store, other, newcomer = open_one(), open_one(), open_one()
+    for each in (store, other):
+        each.acquire("k", PLAN, [(1, 1, 1)])
     server.flushall()
     assert level(newcomer) == (0, 0, 0)
-    assert level(store) == (0, 0, 0), "it is another state, and not an older one"
+    assert level(store) == (10, 60, 4), "this one has known another"
+    assert [level(each) for each in (newcomer, other)] == [(10, 60, 4)] * 2, (
+        "and then nobody begins once more"
+    )
+
+
+def test_a_server_that_throws_keys_away_is_not_believed_that_one_has_expired(server: redis.Redis) -> None:
+    with (
+        RedisServer(maxmemory="50mb", policy="allkeys-lru") as forgetful,
+        closing(RedisStore(forgetful.url)) as store,
+        closing(RedisStore(forgetful.url)) as newcomer,
+        redis.Redis.from_url(forgetful.url) as hand,
+    ):
+        store.acquire("k", PLAN, [(1, 1, 1)])
+        hand.delete(_name("k"))
+        assert level(newcomer) == (10, 60, 4)
 
 
 def test_what_has_expired_starts_full(open_one: Open, server: redis.Redis) -> None:

@@ -28,7 +28,7 @@ local TURN <const> = 1125899906842624        -- 2^50
 -- The answers of this script: the first item of its reply.
 local DONE <const> = 0
 local ABSENT <const> = 1                     -- there is no state
-local BEHIND <const> = 2                     -- it is older than one that the caller has seen
+local BEHIND <const> = 2                     -- it knows less than one that the caller has seen
 local OTHER <const> = 3                      -- it is of other limits
 local EDGES <const> = 4                      -- an edge of a calendar is missing
 local CHANGED <const> = 5                    -- somebody else was faster
@@ -87,6 +87,7 @@ local PARTS <const> = 27                     -- and then a cell for each rule
 local ALIVE_END <const> = 20
 
 local FORMAT_NOW <const> = 1
+local UNKNOWING <const> = 102                -- "f", with which the generation begins of a state that was made anew
 
 -- A rule, as the caller tells it (ARGV[2]).
 local KIND <const> = 1
@@ -2383,8 +2384,9 @@ local function answer()
     return { ABSENT, now, wall, redis.call('GET', KEYS[2]) }
   elseif verb == GET then
     return { DONE, now, wall, state[GENERATION], state[VERSION], state[FINGERPRINT], state[ABOUT], dump() }
-  elseif state[GENERATION] == known and state[VERSION] < question[KNOWN_VERSION] then
-    return { BEHIND, now, wall, state[VERSION] }
+  elseif known and (state[GENERATION] == known and state[VERSION] < question[KNOWN_VERSION]
+    or state[GENERATION] ~= known and state[GENERATION]:byte() == UNKNOWING) then
+    return { BEHIND, now, wall, state[VERSION], state[GENERATION] }
   elseif state[FINGERPRINT] ~= question[EXPECTED] then
     return { OTHER, now, wall, state[GENERATION], state[VERSION], state[FINGERPRINT], state[ABOUT], dump() }
   end

@@ -71,7 +71,7 @@ from headgate.stores.redis_script import Told
 
 log = logging.getLogger("headgate")
 
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 2.0
 """How long to wait for the server's answer; ``?socket_timeout=`` of the URL says otherwise."""
 CONNECT_SECONDS = 2.0
 """How long to wait for a connection; likewise ``socket_connect_timeout``."""
@@ -90,6 +90,9 @@ MOST_ATTEMPTS = 50
 """So often others may change a key between a look and a change of ours."""
 MOST_SEATS = 1_000
 """From so many keys on, those that have been silent for a lease are forgotten."""
+UNKNOWING, FORGOTTEN, AFTER_LOSS, UNDER_OURS = "f", "o", "s", "r"
+"""How a state came to be: by one who knew of none, after an operator said so, by one who knew that another
+was lost, under other limits. One who still remembers another takes the first for a loss."""
 DRIFT = 2_500
 """Two clocks drift apart by one part in so many at most: 400 ppm."""
 
@@ -247,7 +250,9 @@ class RedisStore:
         open_ones = list(asked)
         for _ in range(MOST_ATTEMPTS):
             now = None if self._clock is None else self._clock()
-            questions = [one.question(self.client, now) for one in open_ones]
+            here = self.now()
+            there = Now(here.elapsed_us + self._shift, here.wall_us)
+            questions = [one.question(self.client, now, there) for one in open_ones]
             replies = self._run(
                 [
                     (one.seat.name, question, one.told.rules)
@@ -288,7 +293,7 @@ class RedisStore:
             case script.ABSENT:
                 self._begin(seat, _now_of(reply), marker=reply[3])
             case script.BEHIND:
-                self._begin_after_loss(seat, _now_of(reply), known=(seat.generation, reply[3]))
+                self._begin_after_loss(seat, _now_of(reply), known=(reply[4], reply[3]))
             case script.OTHER:
                 self._look_at_limits(seat, reply)
             case _:
@@ -298,13 +303,13 @@ class RedisStore:
     def _begin(self, seat: _Seat, now: Now, marker: str | bool) -> None:
         """There is no state: nobody has used the key, or not for a long time, or it was lost or forgotten."""
         if marker == "":
-            self._put(seat, decide.fresh(seat.told.plan, now), now)
-        elif seat.remembers(now):
+            self._put(seat, decide.fresh(seat.told.plan, now), now, born=FORGOTTEN)
+        elif seat.remembers(now) or (marker and self._link.evicts):
             self._begin_after_loss(seat, now, known=(False, 0))
         elif seat.generation or marker:
-            self._put(seat, decide.full(seat.told.plan, now), now)
+            self._put(seat, decide.full(seat.told.plan, now), now, born=UNKNOWING)
         else:
-            self._put(seat, decide.fresh(seat.told.plan, now), now)
+            self._put(seat, decide.fresh(seat.told.plan, now), now, born=UNKNOWING)
 
     def _begin_after_loss(self, seat: _Seat, now: Now, known: tuple[str | bool, int]) -> None:
         log.warning(
@@ -312,7 +317,8 @@ class RedisStore:
             self.place,
             seat.key,
         )
-        self._put(seat, decide.spent(seat.told.plan, now, LEASE_US, seat.used), now, known)
+        state = decide.spent(seat.told.plan, now, LEASE_US, seat.used)
+        self._put(seat, state, now, known, born=AFTER_LOSS)
 
     def _look_at_limits(self, seat: _Seat, reply: list[Any]) -> None:
         """Other limits are in force: operators have set them, or programs declare them."""
@@ -326,12 +332,24 @@ class RedisStore:
                 return
         now = _now_of(reply)
         state = under_ours(seat.key, self.place, self.client, seat.plan, keyed.plan, keyed.state, now)
-        self._put(seat, state, now, known=(reply[3], reply[4]))
+        self._put(seat, state, now, known=(reply[3], reply[4]), born=UNDER_OURS)
 
-    def _put(self, seat: _Seat, state: State, now: Now, known: tuple[str | bool, int] = (False, 0)) -> None:
-        """Put a state in place under a name of its own, if that is still wanted; then it is asked again."""
+    def _put(
+        self,
+        seat: _Seat,
+        state: State,
+        now: Now,
+        known: tuple[str | bool, int] = (False, 0),
+        *,
+        born: str,
+    ) -> None:
+        """Put a state in place under a name of its own, if that is still wanted; then it is asked again.
+
+        Args:
+            born: how it came to be; whoever has known another one in its place judges by that.
+        """
         about = _about(seat.force, "" if seat.force == seat.text else seat.text)
-        new = script.new_state(secrets.token_hex(8), 1, seat.fingerprint, about, state, seat.told)
+        new = script.new_state(born + secrets.token_hex(8), 1, seat.fingerprint, about, state, seat.told)
         question = script.question(script.PUT, known=known, now=self._told_now(now))
         [reply] = self._run([(seat.name, question, seat.told.rules, new)])
         if isinstance(reply, Exception):
@@ -591,8 +609,13 @@ class _Asked:
         self.told.see(wall_us, anew=not self._sees)
         self._sees = True
 
-    def question(self, client: str, now: Now | None) -> bytes:
-        """ARGV[1], by the limits that are in force as far as is known."""
+    def question(self, client: str, now: Now | None, here: Now) -> bytes:
+        """ARGV[1], by the limits that are in force as far as is known.
+
+        Args:
+            now: the instant to tell the script; None to let it read its clock.
+            here: what that clock shows, as far as is known.
+        """
         seat = self.seat
         self.told = seat.told
         return script.question(
@@ -601,7 +624,7 @@ class _Asked:
             client=self.verb != script.ALONE and client,
             **self._facts,
             lease_us=LEASE_US,
-            known=(seat.generation or False, seat.version),
+            known=(seat.generation if seat.remembers(here) else False, seat.version),
             fingerprint=seat.fingerprint,
             now=now,
         )
@@ -698,6 +721,7 @@ class _Link:
                 f"{error}"
             ) from error
         self.place = _place_of(url)
+        self.evicts = False  # a key that is not there may have been thrown away
         self._looked = False
 
     def run(self, calls: Sequence[tuple[Any, ...]]) -> list[Reply]:
@@ -753,7 +777,8 @@ class _Link:
             return  # what is asked next tells what is wrong, if it does not only forbid this
         told = dict(line.partition(":")[::2] for line in str(reply, "utf-8", "replace").splitlines())
         policy = told.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction" and told.get("maxmemory", "0") != "0":
+        self.evicts = policy != "noeviction" and told.get("maxmemory", "0") != "0"
+        if self.evicts:
             log.warning(
                 "%s throws away keys when its memory is full (maxmemory-policy is %s): the state of a key "
                 "that goes so is lost. Set it to noeviction",
