@@ -271,9 +271,7 @@ def test_one_who_knows_of_no_loss_starts_anew_until_one_comes_who_does(
     server.flushall()
     assert level(newcomer) == (0, 0, 0)
     assert level(store) == (10, 60, 4), "this one has known another"
-    assert [level(each) for each in (newcomer, other)] == [(10, 60, 4)] * 2, (
-        "and then nobody begins once more"
-    )
+    assert [level(each) for each in (newcomer, other)] == [(10, 60, 4)] * 2, "and then none begins anew"
 
 
 def test_a_server_that_throws_keys_away_is_not_believed_that_one_has_expired(server: redis.Redis) -> None:
