@@ -43,6 +43,7 @@ PRELUDE = """
 import random, signal, traceback
 from contextlib import closing
 from headgate.core.model import ANSWERED, Granted, Report
+from headgate.core.plan import Plan
 from headgate.core.text import parse_limits
 from headgate.core.together import Line
 from headgate.stores import sqlite
