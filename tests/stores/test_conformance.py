@@ -12,6 +12,7 @@ from headgate.core.model import Now
 from headgate.stores.base import Store
 from headgate.stores.memory import MemoryStore, process_clock
 from headgate.stores.sqlite import SQLiteStore
+from tests.sharing.store import Place as SharedMemory
 from tests.stores import conformance
 from tests.stores.conformance import Open
 
@@ -38,9 +39,21 @@ def sqlite(request: pytest.FixtureRequest) -> Iterator[Open]:
         yield open_one
 
 
+@contextmanager
+def shared_memory(request: pytest.FixtureRequest) -> Iterator[Open]:
+    """The store with which sharing is tested."""
+    places: dict[Callable[[], Now], SharedMemory] = {}
+
+    def open_one(clock: Callable[[], Now] | None = None) -> Store:
+        clock = clock or process_clock
+        return places.setdefault(clock, SharedMemory(clock)).client()
+
+    yield open_one
+
+
 Place: TypeAlias = Callable[[pytest.FixtureRequest], AbstractContextManager[Open]]
-PLACES: tuple[Place, ...] = (memory, sqlite)
-SHARED_PLACES: tuple[Place, ...] = (sqlite,)
+PLACES: tuple[Place, ...] = (memory, sqlite, shared_memory)
+SHARED_PLACES: tuple[Place, ...] = (sqlite, shared_memory)
 
 
 @pytest.mark.parametrize("law", conformance.ANY, ids=conformance.name_of)
