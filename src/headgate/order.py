@@ -51,6 +51,10 @@ class Order(Generic[T]):
         behind = (place for place, other in enumerate(rank) if other.number > who.number)
         rank.insert(next(behind, len(rank)), who)
 
+    def leads(self, who: T) -> bool:
+        """Whether it stands here, and nobody before it."""
+        return bool(self._ranks) and max(self._ranks) == who.priority and self._ranks[who.priority][0] is who
+
     def pop(self) -> T:
         """Take out the next; there is one."""
         self._served += 1
@@ -66,9 +70,13 @@ class Order(Generic[T]):
         return who
 
     def push_back(self, who: T) -> None:
-        """Put back who was taken out last."""
+        """Put back who was taken out last; whoever has come back meanwhile to a place before stays there."""
         self._served -= 1
-        self._ranks.setdefault(who.priority, deque()).appendleft(who)
+        rank = self._ranks.setdefault(who.priority, deque())
+        if rank and rank[0].number < who.number:
+            self.rejoin(who)
+        else:
+            rank.appendleft(who)
 
     def remove(self, who: T) -> bool:
         """Take out somebody; False if it is not there."""

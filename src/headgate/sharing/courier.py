@@ -15,18 +15,21 @@ import atexit
 import logging
 import os
 import random
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from math import inf
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 
 from headgate import events
 from headgate.core import decide
-from headgate.core.model import SECOND, UNSENT, Now, Report, Wait
+from headgate.core.model import SECOND, Now, Wait
 from headgate.core.plan import Plan
-from headgate.core.together import Traded
+from headgate.core.together import Trade, Traded
 from headgate.errors import ConfigurationError, HeadgateError, StoreUnavailable
 from headgate.sharing.desk import Desk, Errand, policy_clash
 from headgate.sharing.failure import Policy
@@ -46,27 +49,32 @@ END_SECONDS = 1.0
 """How long the end of a process waits for what is still to be told."""
 
 
+News = list[Callable[[], None]]
+"""Listeners and watchers, to be called when no lock is held: they may ask for permits themselves."""
+
+
 class Courier:
     """The one of a store in this process.
 
     Attributes:
         active: the desks at which there is anything to do.
         retry_at: when to try a store again that has failed (``time.monotonic``); 0 while it works.
+        failed_at: since when it is down; None while it is not.
+        error: what it said then.
     """
 
     def __init__(self, store: SharedStore) -> None:
         self.store = store
         self.desks: WeakValueDictionary[str, Desk] = WeakValueDictionary()
         self.begin_anew()
-        _end_in_order()
 
     def begin_anew(self) -> None:
         """At first, and in a fork, which has neither the thread nor the errands of its parent."""
         self.lock = threading.RLock()
         self.active: dict[str, Desk] = {}
         self.retry_at = 0.0
-        self.failed_at: float | None = None  # since when it is down
-        self.error: StoreUnavailable | None = None  # what it said
+        self.failed_at: float | None = None
+        self.error: StoreUnavailable | None = None
         self._failures = 0
         self._probing = False
         self._rounds = threading.Lock()
@@ -74,6 +82,8 @@ class Courier:
         self._wake_at = inf
         self._idle_since = inf
         self._thread: threading.Thread | None = None
+        self._buried: deque[Waiter] = deque()
+        self._ends_in_order = False
         for desk in list(self.desks.values()):
             desk.begin_anew()
 
@@ -112,14 +122,20 @@ class Courier:
         """There is something to do now: do it on this thread, if it may wait and no other does it already."""
         if here and self._rounds.acquire(blocking=False):
             try:
-                self._round()
+                news = self._round()
             finally:
                 self._rounds.release()
-            due = self._next()
-            if due < inf:
-                self.ring(due)
+                due = self._next()
+                if due < inf:
+                    self.ring(due)
+            _tell(news)
         else:
             self.ring(0.0)
+
+    def bury(self, waiter: Waiter) -> None:
+        """Nobody will come back for it. It may be any moment, with our own work half done: later, then."""
+        self._buried.append(waiter)
+        self.ring(0.0)
 
     def _start(self) -> None:
         thread = threading.Thread(
@@ -134,7 +150,11 @@ class Courier:
         with self._rounds:
             if bell is not self._bell:
                 return None
-            self._round()
+            news = self._round()
+        try:
+            _tell(news)
+        except Exception:  # it ends nobody's work
+            log.warning("a listener failed", exc_info=True)
         with self.lock:
             now = time.monotonic()
             due = self._next()
@@ -144,6 +164,7 @@ class Courier:
                 return max(due - now, 0.0)
             self._idle_since = min(self._idle_since, now)
             self._wake_at = inf
+            self.active = {key: desk for key, desk in self.active.items() if not desk.is_idle}
             if now - self._idle_since >= IDLE_SECONDS:
                 self._thread, self._idle_since = None, inf
                 return None
@@ -151,48 +172,59 @@ class Courier:
 
     def _next(self) -> float:
         with self.lock:
+            if self._buried:
+                return 0.0
             return min((desk.due_at() for desk in self.active.values()), default=inf)
 
     # What
 
-    def _round(self) -> None:
-        """One trade with each key at which something is due."""
-        now = time.monotonic()
-        if self.failed_at is not None and any(desk.policy.share for desk in list(self.active.values())):
-            self._serve_locally()
-            self._probe(now)
-            return
-        with self.lock:
-            due = [desk for desk in self.active.values() if desk.due_at() <= now]
-            errands = [desk.prepare(now) for desk in due]
-            stops = [desk.listen(now) for desk in due]
-            for desk in due:
-                if desk.is_idle and desk.share is None:
-                    del self.active[desk.key]
-        for stop in stops:
-            if stop is not None:
-                stop()
-        errands = [errand for errand in errands if _says_something(errand)]
-        if errands:
-            self._trade(errands)
+    def _round(self) -> News:
+        """One trade with each key at which something is due; returns who is to be told of it."""
+        if not self._ends_in_order:
+            self._ends_in_order = True
+            _end_in_order()
+        try:
+            with self.lock:
+                while self._buried:
+                    waiter = self._buried.popleft()
+                    if waiter.line is not None:
+                        waiter.line.abandon(waiter)
+            now = time.monotonic()
+            if self._is_apart:
+                self._serve_locally(now)
+                self._probe(now)
+                return []
+            with self.lock:
+                due = [desk for desk in self.active.values() if desk.due_at() <= now]
+                stops = [desk.listen(now) for desk in due]
+                errands = [desk.prepare(now) for desk in due]
+                for desk in due:
+                    if desk.is_idle:
+                        del self.active[desk.key]
+            for stop in stops:
+                if stop is not None:
+                    stop()
+            errands = [errand for errand in errands if _says_something(errand)]
+            return self._trade(errands) if errands else []
+        except BaseException as error:  # Ctrl-C on a caller's thread: all is as if nothing had been answered
+            self._cut_short(error)
+            raise
 
-    def _trade(self, errands: Sequence[Errand]) -> None:
+    def _trade(self, errands: Sequence[Errand]) -> News:
         done: Sequence[Traded | HeadgateError]
         try:
-            self._rejoin(errands)
+            for errand in errands:
+                if errand.desk.share is not None:
+                    self._rejoin(errand.desk)
             done = self.store.trade(
                 [Deal(errand.desk.key, errand.desk.plan, errand.trade) for errand in errands]
             )
         except HeadgateError as error:
             done = [error] * len(errands)
-        except BaseException as error:  # Ctrl-C on a caller's thread: all is as if the store had not answered
-            with self.lock:
-                rung = [waiter for errand in errands for waiter in errand.desk.put_back(errand, _cut(error))]
-            self._ring(rung)
-            raise
         now = time.monotonic()
         woken: list[Waiter] = []
         failure: StoreUnavailable | None = None
+        refused: list[tuple[str, HeadgateError]] = []
         with self.lock:
             before = [_standing(errand) for errand in errands]
             for errand, result in zip(errands, done, strict=True):
@@ -201,70 +233,103 @@ class Courier:
                     woken += desk.finish(errand, result, now)
                 elif isinstance(result, StoreUnavailable):
                     failure = result
-                    woken += desk.put_back(errand, result)
+                    woken += desk.put_back(result)
                 else:
-                    woken += desk.fail(errand, result)
-                    log.error("the key %r: %s", desk.key, result)
+                    failed, news = desk.fail(errand, result, now)
+                    woken += failed
+                    if news:
+                        refused.append((desk.key, result))
             told = [] if failure is not None else _news(errands, before)
         self._ring(woken)
-        if failure is not None:
-            self._failed(failure)
-        else:
-            self._works()
-        for watcher, wait in told:
-            watcher(wait)
+        with self.lock:
+            for errand in errands:
+                errand.desk.woken()
+        for key, why in refused:
+            log.error("the key %r: %s", key, why)
+        return told + (self._works() if failure is None else self._failed(failure))
+
+    def _cut_short(self, error: BaseException) -> None:
+        told = None
+        if isinstance(error, Exception):
+            told = StoreUnavailable(f"the question was cut short: {error!r}")
+        with self.lock:
+            woken = [waiter for desk in list(self.desks.values()) for waiter in desk.put_back(told)]
+        self._ring(woken)
 
     def _ring(self, waiters: Sequence[Waiter]) -> None:
         """Wake them; the permits of those whose event loop was closed under them go back."""
         for waiter in ring(waiters):
-            grant, waiter.grant = waiter.grant, None
-            if grant is not None and waiter.line is not None:
-                waiter.line.settle((Report(grant, UNSENT),))
+            if waiter.line is not None:
+                waiter.line.abandon(waiter)
 
     # Failure
 
-    def _failed(self, error: StoreUnavailable) -> None:
+    @property
+    def fails(self) -> bool:
+        """Whether it did not answer the last time."""
+        return self._failures > 0
+
+    @property
+    def try_at(self) -> float:
+        """When to try it again: 0 while it works, inf while another thread does so."""
+        return inf if self._probing else self.retry_at
+
+    def is_away(self, *, once: bool) -> bool:
+        """Whether the store is down; ``once``: and would not be asked at once."""
+        if self.failed_at is None:
+            return False
+        return not once or self._is_apart or time.monotonic() < self.retry_at
+
+    @property
+    def _is_apart(self) -> bool:
+        """Whether it is down, and nobody is to wait until it says so again: another thread tries it."""
+        return self.failed_at is not None and any(
+            desk.policy.refuse or desk.policy.share for desk in list(self.desks.values())
+        )
+
+    def _failed(self, error: StoreUnavailable) -> News:
         now = time.monotonic()
         woken: list[Waiter] = []
-        heard: list[tuple[events.Listener, events.Event]] = []
+        heard: News = []
         with self.lock:
             self._failures += 1
             self.error = error
             if self._failures == 1:  # a connection that was cut tells nothing of the store
                 self.retry_at = now
-                return
+                return []
             pause = min(FIRST_PAUSE_SECONDS * 2 ** min(self._failures - 2, 10), LONGEST_PAUSE_SECONDS)
             self.retry_at = now + pause * random.uniform(0.5, 1.0)
-            if self.failed_at is None:
+            begins = self.failed_at is None
+            if begins:
                 self.failed_at = now
-                log.warning("the store cannot be reached, and is tried again: %s", error)
-                heard = self._listeners(lambda desk: events.StoreFailed(desk.key, str(error)))
-            for desk in self.active.values():
+                heard = self._heard(lambda desk: events.StoreFailed(desk.key, str(error)))
+            for desk in list(self.desks.values()):
                 if desk.policy.refuse:
                     woken += desk.fail_all(error)
+                    desk.awake()
         self._ring(woken)
-        for listener, event in heard:
-            listener(event)
+        if begins:
+            log.warning("the store cannot be reached, and is tried again: %s", error)
+        return heard
 
-    def _works(self) -> None:
+    def _works(self) -> News:
         if not self._failures:
-            return
-        heard: list[tuple[events.Listener, events.Event]] = []
+            return []
         with self.lock:
             self._failures, self.retry_at, self.error = 0, 0.0, None
             failed_at, self.failed_at = self.failed_at, None
-            if failed_at is not None:
-                seconds = time.monotonic() - failed_at
-                log.warning("the store is back after %.1f s", seconds)
-                heard = self._listeners(lambda desk: events.StoreBack(desk.key, seconds))
-        for listener, event in heard:
-            listener(event)
+            if failed_at is None:
+                return []
+            seconds = time.monotonic() - failed_at
+            heard = self._heard(lambda desk: events.StoreBack(desk.key, seconds))
+        log.warning("the store is back after %.1f s", seconds)
+        return heard
 
-    def _listeners(
-        self, event_of: Callable[[Desk], events.Event]
-    ) -> list[tuple[events.Listener, events.Event]]:
+    def _heard(self, event_of: Callable[[Desk], events.Event]) -> News:
         return [
-            (listener, event_of(desk)) for desk in list(self.desks.values()) for listener in desk.listeners
+            partial(listener, event_of(desk))
+            for desk in list(self.desks.values())
+            for listener in desk.listeners
         ]
 
     def _probe(self, now: float) -> None:
@@ -273,36 +338,46 @@ class Courier:
             if self._probing or now < self.retry_at:
                 return
             self._probing = True
-        threading.Thread(target=self._ask_whether_back, name="headgate-probe", daemon=True).start()
+        thread = threading.Thread(target=self._ask_whether_back, name="headgate-probe", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, at the end of the process
+            self._probing = False
+            self.retry_at = now + LONGEST_PAUSE_SECONDS
 
     def _ask_whether_back(self) -> None:
+        news: News = []
         try:
             self.store.ping()
         except HeadgateError as error:
-            self._failed(StoreUnavailable(*error.args))
+            news = self._failed(StoreUnavailable(*error.args))
+        except Exception as error:
+            news = self._failed(StoreUnavailable(f"the store failed: {error!r}"))
         else:
-            self._works()
+            news = self._works()
         finally:
             with self.lock:
                 self._probing = False
             self.ring(0.0)
+        _tell(news)
 
-    def _serve_locally(self) -> None:
-        now = time.monotonic()
-        woken: list[Waiter] = []
+    def _serve_locally(self, now: float) -> None:
         with self.lock:
-            for desk in self.active.values():
-                if desk.policy.share:
-                    woken += desk.serve_locally(desk.policy.share, now)
+            desks = [desk for desk in self.active.values() if desk.policy.share]
+            woken = [waiter for desk in desks for waiter in desk.serve_locally(now)]
         self._ring(woken)
+        with self.lock:
+            for desk in desks:
+                desk.woken()
 
-    def _rejoin(self, errands: Sequence[Errand]) -> None:
+    def _rejoin(self, desk: Desk) -> None:
         """The store may be back: it has to know that others, and we, have drawn on the key without it."""
-        for errand in errands:
-            desk = errand.desk
-            if desk.share is not None and self.store.edit(desk.key, _after_shares):
-                with self.lock:
-                    desk.share = None
+        with suppress(ConfigurationError):  # the trade will say so
+            if not self.store.edit(desk.key, _after_shares):  # it knows nothing of the key any more
+                self.store.trade([Deal(desk.key, desk.plan, Trade())])
+                self.store.edit(desk.key, _after_shares)
+        with self.lock:
+            desk.share = None
 
     # The end
 
@@ -312,17 +387,17 @@ class Courier:
         if not self._rounds.acquire(timeout=END_SECONDS):
             return
         try:
-            while self.active and time.monotonic() < deadline and not self._failures:
+            while time.monotonic() < deadline and self.failed_at is None:
                 with self.lock:
                     desks = [desk for desk in self.active.values() if desk.reports or desk.unsure]
-                    errands = [desk.prepare(time.monotonic()) for desk in desks]
+                    errands = [desk.prepare(time.monotonic(), asks=False) for desk in desks]
                 if not errands:
                     break
-                self._trade(errands)
+                _tell(self._trade(errands))
             if self._failures:
                 return
             for desk in list(self.desks.values()):
-                if desk.spoke_at and not desk.flying and not desk.waits:
+                if desk.spoke_at and not desk.flying:
                     self.store.leave(desk.key, desk.plan)
         except HeadgateError as error:  # its lease says it
             log.debug("not everything was told at the end: %s", error)
@@ -330,30 +405,36 @@ class Courier:
             self._rounds.release()
 
 
+def _tell(news: News) -> None:
+    """Call all of them; what the first of them raised is raised then."""
+    first: Exception | None = None
+    for each in news:
+        try:
+            each()
+        except Exception as error:
+            first = first or error
+    if first is not None:
+        raise first
+
+
 def _says_something(errand: Errand) -> bool:
     """Whether a trade is worth making: it has something to tell, or is due as a heartbeat."""
     trade = errand.trade
-    return bool(trade.reports or trade.lines or (trade.holding and trade.holding[0]))
-
-
-def _cut(error: BaseException) -> StoreUnavailable:
-    return StoreUnavailable(f"the question was cut short: {error!r}")
+    return bool(trade.reports or trade.lines or errand.desk.share or (trade.holding and trade.holding[0]))
 
 
 def _standing(errand: Errand) -> list[tuple[int, int]]:
     return [(line.until_us, line.blocking) for line, _ in errand.told]
 
 
-def _news(
-    errands: Sequence[Errand], before: Sequence[Sequence[tuple[int, int]]]
-) -> list[tuple[Callable[[Wait], None], Wait]]:
+def _news(errands: Sequence[Errand], before: Sequence[Sequence[tuple[int, int]]]) -> News:
     """Who is to be told that the head of a line waits for something else than before."""
-    found = []
+    found: News = []
     for errand, stood in zip(errands, before, strict=True):
         for (line, _), was in zip(errand.told, stood, strict=True):
             if not line.empty and line.watchers and (line.until_us, line.blocking) != was:
                 wait = Wait(line.until_us, line.blocking)
-                found += [(watcher, wait) for watcher in line.watchers]
+                found += [partial(watcher, wait) for watcher in line.watchers]
     return found
 
 
@@ -368,7 +449,7 @@ def _serve(courier: ref[Courier], bell: threading.Event) -> None:
         found = courier()
         try:
             pause = None if found is None else found.step(bell)
-        except Exception:  # a listener's, say: it ends nobody's work
+        except Exception:  # of a store that is none, say
             log.warning("a round failed", exc_info=True)
             pause = LONGEST_PAUSE_SECONDS
         if pause is None:
@@ -405,15 +486,21 @@ def shared_line(store: SharedStore, key: str, plan: Plan, kind: int, policy: Pol
     return courier.desk(key, plan, policy).line(kind)
 
 
-_ends = False
+_ends = 0
+"""The process that ends in order."""
 
 
 def _end_in_order() -> None:
     """Before stores are closed at the end of the process: what is registered later is done earlier."""
     global _ends  # noqa: PLW0603  # once in a process
+    if _ends == os.getpid():
+        return
     if not _ends:
-        _ends = True
-        atexit.register(_finish_all)
+        atexit.register(_finish_all)  # a fork has it of its parent
+    _ends = os.getpid()
+    children = sys.modules.get("multiprocessing.util")
+    if children is not None:  # its children end in a way of their own
+        children.Finalize(None, _finish_all, exitpriority=0)
 
 
 def _finish_all() -> None:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from math import inf
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from headgate import events
-from headgate.core.model import SECOND, Granted, Report
+from headgate.core.model import SECOND, UNSENT, Granted, Report
 from headgate.core.plan import Plan
 from headgate.core.together import Line as Wishes
 from headgate.core.together import Trade, Traded
-from headgate.errors import ConfigurationError, StoreUnavailable
+from headgate.errors import ConfigurationError, HeadgateError, StoreUnavailable
 from headgate.sharing.failure import LOCAL, Policy, Share
 from headgate.sharing.line import SharedLine, Waiter
 from headgate.stores.base import LEASE_US, SharedStore
@@ -33,6 +35,9 @@ MOST_REPORTS = 500
 """Settlements in one trade."""
 STAND_DOWN_SECONDS = 0.02
 """When to say that nobody waits any more, if nothing else is to be said."""
+
+_sequences = count(1)
+"""Of settlements. They go on where a desk begins again: the store knows this process by the same name."""
 
 
 @dataclass(slots=True)
@@ -51,7 +56,10 @@ class Desk:
     """This process's dealings with one key.
 
     Attributes:
-        flying, pinned: calls that have not ended, and the units that only their settlement gives back.
+        flying, pinned: calls whose end the store has not been told, and what they hold on each limit. It
+            counts that where only a settlement gives it back; which limits those are may be changed there.
+        believed: how many the store believes to wait in each line; it has to be told otherwise, though nobody
+            should have the line any more.
         unsure: the settlement that is being told, with its number: told again until an answer comes.
         policy: what to do when the store fails.
     """
@@ -62,11 +70,8 @@ class Desk:
         self.plan = plan
         self.policy = policy
         self.lines: WeakValueDictionary[int, SharedLine] = WeakValueDictionary()
-        self._pins = [rule.pins for rule in plan.rules]
-        self._lingers = 0.0 if any(self._pins) else LINGER_SECONDS
+        self._lingers = 0.0 if any(rule.pins for rule in plan.rules) else LINGER_SECONDS
         self._listeners: tuple[events.Listener, ...] = ()
-        self.share: Share | None = None
-        self.used: tuple[int, ...] = (0,) * len(plan.rules)
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -74,13 +79,16 @@ class Desk:
         self.lock = self.courier.lock
         self.reports: list[Report] = []
         self.unsure: tuple[int, list[Report]] | None = None
-        self.sequence = 0
+        self._held: dict[int, Granted] = {}  # the grants that have not been settled here, by their id()
         self.flying = 0
         self.pinned = [0] * len(self.plan.rules)
+        self.believed: dict[SharedLine, int] = {}
         self.spoke_at = 0.0
         self.settle_at = inf
         self.idle_since = inf
-        self.share = None
+        self.share: Share | None = None
+        self.used: tuple[int, ...] | None = None  # as the store said at last
+        self._refused = False  # the last trade was
         self._stop_listening: Callable[[], None] | None = None
         for line in self.lines.values():
             line.begin_anew()
@@ -111,16 +119,23 @@ class Desk:
         """Have it told to the store what became of calls."""
         with self.lock:
             for report in reports:
-                if report.grant.epoch == LOCAL:
-                    self._ended(report.grant)
+                grant = report.grant
+                if self._held.pop(id(grant), None) is None:
+                    continue  # a parent's, from before a fork
+                if grant.epoch == LOCAL:
+                    self._count(grant, -1)
                     if self.share is not None:
                         self.share.settle(report)
+                        self._look()
                     continue
+                if self.share is not None:
+                    self.share.ended(grant)
+                    self._look()
                 self.reports.append(report)
                 if self.settle_at == inf:
                     self.settle_at = time.monotonic() + self._lingers
             self.awake()
-            self.courier.ring(self.settle_at)
+            self.courier.ring(self.settle_at if self.share is None else self.due_at())
 
     def awake(self) -> None:
         """There is something to do, under the lock."""
@@ -149,16 +164,13 @@ class Desk:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is held, wanted or to be told."""
-        return not (
-            self.flying
-            or self.reports
-            or self.unsure
-            or any(line.believed or not line.empty for line in self.lines.values())
-        )
+        return not (self.flying or self.reports or self.unsure or self.share or self.believed or self.waits)
 
     def due_at(self) -> float:
         """When there is something to tell or to ask (``time.monotonic``); inf if nothing is."""
-        due = 0.0 if self.unsure else self.settle_at
+        due = self.settle_at
+        if self.unsure or self.share is not None:
+            due = 0.0
         asks = inf
         for line in self.lines.values():
             if not line.empty:
@@ -169,37 +181,35 @@ class Desk:
             due = min(due, self.spoke_at + BEAT_SECONDS)
         if self._stop_listening is not None and asks == inf:
             due = min(due, self.idle_since + STAND_DOWN_SECONDS)
-        if not self.is_on_its_own:
-            due = min(due, asks)
-        if self.courier.retry_at:
-            due = max(due, self.courier.retry_at)
-        return min(due, asks) if self.is_on_its_own else due
+        if self.is_on_its_own:
+            return min(asks, self.courier.try_at)
+        if self.policy.refuse and self.courier.failed_at is not None:
+            return self.courier.try_at  # so that whoever comes when the store is back is not refused
+        return max(min(due, asks), self.courier.try_at)
 
     @property
     def is_on_its_own(self) -> bool:
         """Whether permits come from a share just now."""
         return self.policy.share > 0 and self.courier.failed_at is not None
 
-    def refuse(self) -> None:
-        """Raise if nobody is to wait for a store that has failed."""
-        courier = self.courier
-        if self.policy.refuse and courier.error is not None and time.monotonic() < courier.retry_at:
-            raise StoreUnavailable(*courier.error.args)
+    def refuse(self, *, once: bool = False) -> None:
+        """Raise if nobody is to wait for a store that has failed; ``once``: this one never is."""
+        if (self.policy.refuse or once) and not self.policy.share and self.courier.is_away(once=once):
+            raise StoreUnavailable(*(self.courier.error or StoreUnavailable("it has failed")).args)
 
-    def prepare(self, now: float) -> Errand:
+    def prepare(self, now: float, *, asks: bool = True) -> Errand:
         """All that is to be told and asked now."""
         if self.unsure is None and self.reports:
             told, self.reports = self.reports[:MOST_REPORTS], self.reports[MOST_REPORTS:]
-            self.sequence += 1
-            self.unsure = self.sequence, told
+            self.unsure = next(_sequences), told
             for grant, _ in told:
-                self._ended(grant)
+                self._count(grant, -1)
         self.settle_at = now if self.reports else inf
         sequence, reports = self.unsure or (0, [])
         wishes: list[Wishes] = []
         told_lines: list[tuple[SharedLine, int]] = []
         for line in self.lines.values():
-            if line.wants(now, reports):
+            if asks and line.wants(now, reports):
                 waiting = line.waiting
                 wishes.append(Wishes(line.kind, waiting, line.take()))
                 told_lines.append((line, waiting))
@@ -209,45 +219,70 @@ class Desk:
         # What is held is said each time: it sets right whatever the store believes after a failure.
         return Errand(self, Trade(sequence, reports, (self.flying, *self.pinned), wishes), told_lines)
 
-    def _ended(self, grant: Granted) -> None:
-        self._count(grant, -1)
-
     def _count(self, grant: Granted, sign: int) -> None:
         self.flying += sign
-        for index, pins in enumerate(self._pins):
-            if pins:
-                self.pinned[index] += sign * grant.costs[index]
+        for index, cost in enumerate(grant.costs):
+            self.pinned[index] += sign * cost
+
+    def hold(self, grant: Granted) -> None:
+        """Somebody here has been given it."""
+        self._held[id(grant)] = grant
+        self._count(grant, +1)
+
+    def give_back(self, grant: Granted) -> None:
+        """It was granted to somebody who has gone."""
+        report = Report(grant, UNSENT)
+        if grant.epoch == LOCAL:
+            if self.share is not None:
+                self.share.settle(report)
+        else:
+            self._count(grant, +1)
+            self.reports.append(report)
 
     def finish(self, errand: Errand, traded: Traded, now: float) -> list[Waiter]:
         """Hand out what a trade brought; returns those to be woken."""
         self.unsure = None
         self.spoke_at = now
         self.used = traded.used
+        self._refused = False
         woken: list[Waiter] = []
         for (line, told), answers in zip(errand.told, traded.answers, strict=True):
-            for answer in answers:
-                if type(answer) is Granted:
-                    self._count(answer, +1)
-            some, unsent = line.answer(answers, told)
-            woken += some
-            self.reports += unsent
+            woken += line.answer(answers, told)
         if self.reports:
             self.settle_at = min(self.settle_at, now)
         if traded.next == self.store.client:
             asked = {line for line, _ in errand.told}
             for line in self.lines.values():
                 if line not in asked and not line.empty:
-                    line.due = 0.0
+                    line.look()
         return woken
 
-    def put_back(self, errand: Errand, error: Exception | None = None) -> list[Waiter]:
-        """A trade failed, and is to be made again; returns those who do not wait for that."""
-        return [waiter for line, _ in errand.told for waiter in line.put_back(error)]
+    def put_back(self, error: Exception | None = None) -> list[Waiter]:
+        """A trade failed, or was cut short, and is to be made again; returns those to be woken.
 
-    def fail(self, errand: Errand, error: Exception) -> list[Waiter]:
-        """A trade will never be made: these limits are not in force, say."""
-        self.unsure = None
-        return [waiter for line, _ in errand.told for waiter in line.fail(error)]
+        Args:
+            error: for those who do not wait for that.
+        """
+        self.flying, self.pinned = 0, [0] * len(self.plan.rules)
+        for grant in self._held.values():
+            self._count(grant, +1)
+        for grant, _ in self.reports:
+            self._count(grant, +1)
+        return [waiter for line in self.lines.values() for waiter in line.put_back(error)]
+
+    def fail(self, errand: Errand, error: Exception, now: float) -> tuple[list[Waiter], bool]:
+        """A trade will never be made: these limits are not in force, say.
+
+        Returns those to be woken, and whether that is news.
+        """
+        self.unsure = self.share = None
+        self.spoke_at = now
+        news, self._refused = not self._refused, True
+        woken: list[Waiter] = []
+        for line, _ in errand.told:
+            line.believed = 0
+            woken += line.fail(error)
+        return woken, news
 
     def fail_all(self, error: StoreUnavailable) -> list[Waiter]:
         """The store has failed, and nobody is to wait for it."""
@@ -256,17 +291,21 @@ class Desk:
     def wake(self) -> None:
         """A hint came: ask again."""
         with self.lock:
-            for line in self.lines.values():
-                line.due = 0.0
+            self._look()
             if self.waits:
                 self.courier.ring(0.0)
+
+    def _look(self) -> None:
+        for line in self.lines.values():
+            line.look()
 
     def listen(self, now: float) -> Callable[[], None] | None:
         """Listen for hints while anybody waits, and a while after; returns how to stop, if that is now."""
         if self.waits:
             self.idle_since = now
             if self._stop_listening is None:
-                self._stop_listening = self.store.listen(self.key, self.wake)
+                with suppress(HeadgateError):  # it looks again without a hint
+                    self._stop_listening = self.store.listen(self.key, self.wake)
         elif self._stop_listening is not None and now >= self.idle_since + STAND_DOWN_SECONDS:
             stop, self._stop_listening = self._stop_listening, None
             return stop
@@ -274,28 +313,29 @@ class Desk:
 
     # Without the store
 
-    def lend(self, share: int) -> Share:
+    def lend(self) -> Share:
         """This process's share of the limits while the store is away."""
         if self.share is None:
-            self.share = Share(self.plan, share, (self.flying, *self.pinned))
+            flying, pinned = len(self._held), list(self.pinned)
+            for grant, _ in self.reports:
+                for index, cost in enumerate(grant.costs):
+                    pinned[index] -= cost
+            self.share = Share(self.plan, self.policy.share, (flying, *pinned), self.used)
         return self.share
 
-    def serve_locally(self, share: int, now: float) -> list[Waiter]:
+    def serve_locally(self, now: float) -> list[Waiter]:
         """Hand out permits of our share; returns those to be woken."""
         woken: list[Waiter] = []
-        lent = self.lend(share)
-        for line in list(self.lines.values()):
-            while line.wants(now, ()):
-                costs = line.take()
-                answers = lent.acquire(costs, self.store.now())
-                for answer in answers:
-                    if type(answer) is Granted:
-                        self._count(answer, +1)
-                some, unsent = line.answer(answers, 0)
-                woken += some
-                for grant, _ in unsent:
-                    self._ended(grant)
+        for line in self.lines.values():
+            if line.wants(now, ()):
+                lent = self.lend()
+                woken += line.answer(lent.acquire(line.take(), self.store.now()), 0)
         return woken
+
+    def woken(self) -> None:
+        """All who have an answer have been woken."""
+        for line in self.lines.values():
+            line.woken()
 
 
 def policy_clash(key: str, one: Policy, other: Policy) -> ConfigurationError:

@@ -87,18 +87,34 @@ def _slower(limit: Limit, share: int) -> Limit:
 class Share:
     """A part of the limits of a key, kept in this process alone."""
 
-    def __init__(self, plan: Plan, share: int, holding: Sequence[int]) -> None:
+    def __init__(
+        self, plan: Plan, share: int, holding: Sequence[int], used: Sequence[int] | None = None
+    ) -> None:
         """Args:
         plan: the whole.
         share: of how many parts this is one.
         holding: what this process holds, as in :class:`~headgate.core.together.Trade`.
+        used: units that stood against each limit when the store was last seen; None if it never was.
         """
         parts = [part_of(limit, share) for limit in plan.limits]
         self._plan = Plan([part for part in parts if part is not None]) if None not in parts else None
         if self._plan is not None:
+            if used is not None:  # what was left is parted likewise
+                used = [
+                    max(part.amount - max(limit.amount - units, 0) // share, 0)
+                    for limit, part, units in zip(plan.limits, self._plan.limits, used, strict=True)
+                ]
             now = process_clock()
-            self._state = decide.spent(self._plan, now, LEASE_US)
-            together.beat(self._plan, "", self._state, now, NEVER >> 1, holding)
+            self._state = decide.spent(self._plan, now, LEASE_US, used)
+            self._member = together.beat(self._plan, "", self._state, now, NEVER >> 1, holding)
+
+    def ended(self, grant: Granted) -> None:
+        """A call has ended that was granted by the store, and held a part of ours."""
+        if self._plan is not None:
+            member = self._member
+            held = [max(have - cost, 0) for have, cost in zip(member.pinned, grant.costs, strict=True)]
+            holding = max(member.flying - 1, 0), *held
+            together.beat(self._plan, "", self._state, process_clock(), NEVER >> 1, holding)
 
     def acquire(self, asks: Sequence[Costs], store_now: Now) -> list[Decision]:
         """Answer asks; instants are told by the store's clock, which ``store_now`` is a reading of."""
@@ -113,7 +129,7 @@ class Share:
         """Book what became of a call that was granted here."""
         if self._plan is not None:
             grant = report.grant
-            own = new(Granted, (*grant[:6], self._state.crowd.members[""].epoch if self._state.crowd else 0))
+            own = new(Granted, (*grant[:6], self._member.epoch))
             trade = Trade(reports=[Report(own, report.signal)])
             together.trade(self._plan, "", trade, self._state, process_clock(), NEVER >> 1)
 

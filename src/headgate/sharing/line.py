@@ -32,6 +32,9 @@ from headgate.order import Order, refusal, timeout
 if TYPE_CHECKING:
     from headgate.sharing.desk import Desk
 
+ANSWER_SECONDS = 1.0
+"""A question that is on its way is waited for so much longer than ``max_wait``: its answer may be a yes."""
+
 WAITING, ASKING, GRANTED, FAILED, GONE = range(5)
 
 Ring = Callable[[], None]
@@ -89,7 +92,6 @@ class SharedLine:
         until_us: when the head may go (the store's elapsed clock; NEVER if an answer must come first).
         blocking: index of the limit that is in the head's way.
         due: when to ask next for those in front (``time.monotonic``).
-        believed: how many the store believes to wait.
     """
 
     asks_at_once = False
@@ -101,9 +103,10 @@ class SharedLine:
         self.until_us = 0
         self.blocking = -1
         self.due = 0.0
-        self.believed = 0
         self._order: Order[Waiter] = Order()
-        self._asked: list[Waiter] = []  # of whom the courier is asking
+        self._asked: list[Waiter] = []  # of whom the courier is asking, until all of them have been woken
+        self._overdue: list[Waiter] = []  # whose time is over, but for the answer that is on its way
+        self._anew = False  # something has come up since they were asked for
         self._firm = False
         self._appetite = desk.batch
         self._watchers: tuple[Callable[[Wait], None], ...] = ()
@@ -111,8 +114,8 @@ class SharedLine:
 
     def begin_anew(self) -> None:
         """In a fork: those who wait are the parent's."""
-        self.waiting, self.believed, self.due = 0, 0, 0.0
-        self._order, self._asked = Order(), []
+        self.waiting, self.due = 0, 0.0
+        self._order, self._asked, self._overdue, self._anew = Order(), [], [], False
         self._lock = self.desk.lock
 
     @property
@@ -130,21 +133,18 @@ class SharedLine:
         with self._lock:
             if self.waiting:
                 return None
+            self.desk.refuse(once=True)
         waiter = Waiter(costs, 0, 0, None, once=True)
         waiter.bell = threading.Event()
-        self._join(waiter, late=None, hurry=True)
         try:
-            waiter.bell.wait()
+            self._join(waiter, None, hurry=True)
+            self._block(waiter, waiter.bell)
         except BaseException:
-            self._abandon(waiter)
+            self.abandon(waiter)
             raise
         if waiter.error is not None:
             raise waiter.error
         return waiter.told
-
-    def used(self) -> tuple[int, ...]:
-        """Units that stood against each limit when the store was last heard of."""
-        return self.desk.used
 
     def settle(self, reports: Sequence[Report]) -> None:
         """Book what became of calls, in a moment."""
@@ -157,24 +157,27 @@ class SharedLine:
             CostExceedsLimit, AcquireTimeout, StoreUnavailable, ConfigurationError
         """
         waiter = Waiter(costs, priority, self.desk.now_us(), max_wait)
+        waiter.bell = threading.Event()
         late: Granted | None = None
         while True:
-            waiter.bell = threading.Event()
             try:
                 self._join(waiter, late, hurry=max_wait is None)
-                if max_wait is None:
-                    waiter.bell.wait()
-                else:
-                    left = waiter.asked_us / SECOND + max_wait - self.desk.now_us() / SECOND
-                    if not waiter.bell.wait(min(max(left, 0), threading.TIMEOUT_MAX)):
-                        self._expire(waiter)
-                        waiter.bell.wait()
+                self._block(waiter, waiter.bell)
             except BaseException:
-                self._abandon(waiter)
+                self.abandon(waiter)
                 raise
             late = self._outcome(waiter)
             if self.desk.now_us() <= late.use_before_us:
                 return late, waiter.asked_us
+
+    def _block(self, waiter: Waiter, bell: threading.Event) -> None:
+        """Until it has an answer. A bell may ring for one that it had before."""
+        while waiter.state in (WAITING, ASKING):
+            if waiter.max_wait is None:
+                bell.wait()
+            elif not (bell.wait(self._left(waiter)) or self._expire(waiter) or bell.wait(ANSWER_SECONDS)):
+                self._expire(waiter, last=True)
+            bell.clear()
 
     async def acquire_async(
         self, costs: Costs, priority: float, max_wait: float | None
@@ -186,25 +189,46 @@ class SharedLine:
         """
         waiter = Waiter(costs, priority, self.desk.now_us(), max_wait)
         loop = waiter.loop = asyncio.get_running_loop()
-        deadline = None
-        if max_wait is not None:
-            deadline = loop.call_later(max(max_wait, 0), self._expire, waiter)
         late: Granted | None = None
-        try:
-            while True:
-                waiter.future = loop.create_future()
-                try:
-                    self._join(waiter, late, hurry=False)
+        while True:
+            waiter.future = loop.create_future()
+            alarm: list[asyncio.TimerHandle] = []
+            if max_wait is not None:
+                alarm.append(loop.call_later(self._left(waiter), self._alarmed, waiter, alarm))
+            try:
+                self._join(waiter, late, hurry=False)
+                await waiter.future
+                while self._still_waits(waiter, loop):
                     await waiter.future
-                except BaseException:
-                    self._abandon(waiter)
-                    raise
-                late = self._outcome(waiter)
-                if self.desk.now_us() <= late.use_before_us:
-                    return late, waiter.asked_us
-        finally:
-            if deadline is not None:
-                deadline.cancel()
+            except GeneratorExit:  # it is thrown away, maybe by a collection in the midst of our own work
+                self.desk.courier.bury(waiter)
+                raise
+            except BaseException:
+                self.abandon(waiter)
+                raise
+            finally:
+                for timer in alarm:
+                    timer.cancel()
+            late = self._outcome(waiter)
+            if self.desk.now_us() <= late.use_before_us:
+                return late, waiter.asked_us
+
+    def _still_waits(self, waiter: Waiter, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether it was woken for an answer that it had before."""
+        with self._lock:
+            waits = waiter.state in (WAITING, ASKING)
+            if waits:
+                waiter.future = loop.create_future()
+        return waits
+
+    def _left(self, waiter: Waiter) -> float:
+        """Seconds that it may still wait."""
+        left = waiter.asked_us / SECOND + (waiter.max_wait or 0) - self.desk.now_us() / SECOND
+        return min(max(left, 0), threading.TIMEOUT_MAX)
+
+    def _alarmed(self, waiter: Waiter, alarm: list[asyncio.TimerHandle]) -> None:
+        if not self._expire(waiter) and waiter.loop is not None:
+            alarm.append(waiter.loop.call_later(ANSWER_SECONDS, self._expire_at_last, waiter))
 
     def _outcome(self, waiter: Waiter) -> Granted:
         if waiter.error is not None:
@@ -216,38 +240,55 @@ class SharedLine:
     def _join(self, waiter: Waiter, late: Granted | None, *, hurry: bool) -> None:
         """Stand in line. Whoever comes back with a grant that lay too long stands where it stood."""
         if late is not None:
-            waiter.grant = None
             self.desk.settle((Report(late, UNSENT),))
+            waiter.grant = None
         with self._lock:
             self.desk.refuse()
             waiter.state, waiter.line = WAITING, self
-            first = not self._order or late is not None
             if late is None:
                 self._order.join(waiter)
             else:
                 self._order.rejoin(waiter)
             self.waiting += 1
-            if first or waiter.priority > 0:  # behind others of the same there is nothing to ask
-                self.due = 0.0
+            if self._order.leads(waiter) and not any(
+                other.state == ASKING and other.priority >= waiter.priority for other in self._asked
+            ):  # behind others there is nothing to ask
+                self.look()
             self.desk.awake()
         self.desk.courier.hurry(here=hurry)
 
-    def _expire(self, waiter: Waiter) -> None:
-        """Its time is over; too late if it has been served."""
+    def _expire(self, waiter: Waiter, *, last: bool = False) -> bool:
+        """Its time is over; False if it is not, since a first answer is on its way, and may be a yes."""
         with self._lock:
             if waiter.state not in (WAITING, ASKING):
-                return
-            rule, seconds = -1, None
-            if self.waiting == 1:  # else others are in the way
-                rule = self.blocking
-                if self.until_us < NEVER:
-                    seconds = max(self.until_us - self.desk.now_us(), 0) / SECOND
+                return True  # it has been served
+            if not last and waiter.told is None and self._is_asking(waiter):
+                self._overdue.append(waiter)
+                return False
+            self._give_up(waiter)
             self._leave(waiter)
-            waiter.error = timeout(self.plan, waiter.max_wait or 0, rule, seconds)
             waiter.state = FAILED
         ring([waiter])
+        return True
 
-    def _abandon(self, waiter: Waiter) -> None:
+    def _expire_at_last(self, waiter: Waiter) -> None:
+        self._expire(waiter, last=True)
+
+    def _is_asking(self, waiter: Waiter) -> bool:
+        if self.desk.courier.fails:
+            return False
+        return waiter.state == ASKING or self.due <= time.monotonic()
+
+    def _give_up(self, waiter: Waiter) -> None:
+        """Say why no permit came in time."""
+        rule, seconds = -1, None
+        if self.waiting == 1:  # else others are in the way
+            rule = self.blocking
+            if self.until_us < NEVER:
+                seconds = max(self.until_us - self.desk.now_us(), 0) / SECOND
+        waiter.error = timeout(self.plan, waiter.max_wait or 0, rule, seconds)
+
+    def abandon(self, waiter: Waiter) -> None:
         """The caller has gone: leave the line, or give back what was handed over meanwhile."""
         with self._lock:
             grant, waiter.grant = waiter.grant, None
@@ -259,10 +300,13 @@ class SharedLine:
 
     def _leave(self, waiter: Waiter) -> None:
         """Leave the line, under the lock. If it is being asked for, the answer finds it gone."""
-        self.waiting -= 1
-        if waiter.state == WAITING:
-            self._order.remove(waiter)
-        self.due = 0.0  # what was told may have been for it
+        stands = self._order.remove(waiter) if waiter.state == WAITING else waiter in self._asked
+        if waiter in self._overdue:
+            self._overdue.remove(waiter)
+        if stands:  # else it is a parent's, from before a fork
+            self.waiting -= 1
+            self.look()  # what was told may have been for it
+            self.desk.courier.ring(self.desk.due_at())
 
     def watch(self, watcher: Callable[[Wait], None]) -> None:
         """Call ``watcher`` whenever what the head waits for is another."""
@@ -284,6 +328,11 @@ class SharedLine:
 
     # The courier's side, under the lock
 
+    def look(self) -> None:
+        """Something has changed: ask for those in front, and if they are being asked for just now, again."""
+        self.due = 0.0
+        self._anew = bool(self._asked)
+
     def wants(self, now: float, reports: Sequence[Report]) -> bool:
         """Whether to ask for those in front, now that this is settled."""
         if not self._order or self._asked:
@@ -296,6 +345,7 @@ class SharedLine:
 
     def take(self) -> list[Costs]:
         """The costs of those in front, of whom the courier asks from now on."""
+        self._anew = False
         asked, order = self._asked, self._order
         while order and len(asked) < self._appetite:
             waiter = order.pop()
@@ -304,20 +354,27 @@ class SharedLine:
         return [waiter.costs for waiter in asked]
 
     def put_back(self, error: Exception | None = None) -> list[Waiter]:
-        """No answer came; returns those who do not wait for one."""
-        gone = []
+        """No answer came, or it was not handed out to all; returns those to be woken.
+
+        Args:
+            error: for those who do not wait for another attempt; None if all do.
+        """
+        woken = []
         for waiter in reversed(self._asked):
-            if waiter.state == ASKING:
-                if waiter.once:
-                    waiter.error, waiter.state = error, FAILED
-                    self.waiting -= 1
-                    gone.append(waiter)
-                    continue
+            if waiter.state in (GRANTED, FAILED):
+                woken.append(waiter)
+            elif waiter.state != ASKING:
+                continue
+            elif waiter.once and error is not None:
+                waiter.error, waiter.state = error, FAILED
+                self.waiting -= 1
+                woken.append(waiter)
+            else:
                 waiter.state = WAITING
                 self._order.push_back(waiter)
         self._asked = []
         self.due = 0.0
-        return gone
+        return woken if error is None else woken + self._end_overdue()
 
     def fail(self, error: Exception) -> list[Waiter]:
         """None of them will get a permit; returns them."""
@@ -329,52 +386,48 @@ class SharedLine:
         self.waiting = 0
         return failed
 
-    def answer(self, answers: Sequence[Decision], told: int) -> tuple[list[Waiter], list[Report]]:
-        """Hand out answers.
+    def answer(self, answers: Sequence[Decision], told: int) -> list[Waiter]:
+        """Hand out answers; returns those to be woken. When they have been, the line is told by ``woken``.
 
         Args:
             answers: one for each that was asked of.
             told: how many the store was told to be waiting.
-
-        Returns:
-            Those to be woken, and the grants of those who have gone meanwhile.
         """
-        asked, self._asked = self._asked, []
         woken: list[Waiter] = []
-        unsent: list[Report] = []
         left: list[Waiter] = []
         wait: Wait | None = None
         granted = 0
-        for waiter, answer in zip(asked, answers, strict=True):
-            kind = type(answer)
-            if kind is Granted:
+        for waiter, answer in zip(self._asked, answers, strict=True):
+            here = waiter.state == ASKING
+            state = FAILED
+            if isinstance(answer, Granted):
                 granted += 1
-                if waiter.state != ASKING:
-                    unsent.append(Report(answer, UNSENT))  # type: ignore[arg-type]  # it is one
+                if not here:
+                    self.desk.give_back(answer)
                     continue
-                waiter.grant, waiter.state = answer, GRANTED  # type: ignore[assignment]  # likewise
-            elif waiter.state != ASKING:
-                wait = wait or (answer if isinstance(answer, Wait) else None)
-                continue
+                self.desk.hold(answer)
+                waiter.grant, state = answer, GRANTED
             elif isinstance(answer, Wait):
                 wait = wait or answer
+                if not here:
+                    continue
                 if not waiter.once and not self._is_hopeless(waiter, answer):
                     waiter.told = answer
                     left.append(waiter)
                     continue
-                waiter.state = FAILED
-            elif isinstance(answer, Refused):
-                waiter.state = FAILED
-                if not waiter.once:
-                    waiter.error = refusal(self.plan, waiter.costs, answer)
+            elif not here:
+                continue
+            elif not waiter.once:
+                waiter.error = refusal(self.plan, waiter.costs, answer)
             waiter.told = answer
+            waiter.state = state  # last: whoever sees it has its answer
             self.waiting -= 1
             woken.append(waiter)
         for waiter in reversed(left):
             waiter.state = WAITING
             self._order.push_back(waiter)
         settled = sum(type(answer) is not Wait for answer in answers)
-        self.believed = max(told - settled, 0)
+        self.believed = told - settled
         if wait is None:
             self._appetite = self.desk.batch
             self.due, self._firm = 0.0, False
@@ -382,8 +435,26 @@ class SharedLine:
             self._appetite = min(2 * granted + 2, self.desk.batch)
             self.until_us, self.blocking, self._firm = wait.until_us, wait.rule, wait.firm
             pause = min(wait.until_us - self.desk.now_us(), LOOK_US)
-            self.due = time.monotonic() + max(pause, 0) / SECOND
-        return woken, unsent
+            self.due = 0.0 if self._anew else time.monotonic() + max(pause, 0) / SECOND
+            woken += self._end_overdue()
+        if self._overdue:
+            self._overdue = [waiter for waiter in self._overdue if waiter.state == WAITING]
+        return woken
+
+    def woken(self) -> None:
+        """All who were asked for have been woken, if they have an answer."""
+        self._asked = []
+
+    def _end_overdue(self) -> list[Waiter]:
+        """The answer was to wait: whoever's time was over before does not; returns them."""
+        overdue, self._overdue = self._overdue, []
+        ended = [waiter for waiter in overdue if waiter.state == WAITING]
+        for waiter in ended:
+            self._give_up(waiter)
+            self._order.remove(waiter)
+            self.waiting -= 1
+            waiter.state = FAILED
+        return ended
 
     def _is_hopeless(self, waiter: Waiter, wait: Wait) -> bool:
         """Whether it would wait in vain: that is told when it is first asked for, by an error."""
@@ -394,6 +465,18 @@ class SharedLine:
             return False
         waiter.error = timeout(self.plan, waiter.max_wait, wait.rule, seconds)
         return True
+
+    @property
+    def believed(self) -> int:
+        """How many the store believes to wait."""
+        return self.desk.believed.get(self, 0)
+
+    @believed.setter
+    def believed(self, count: int) -> None:
+        if count > 0:
+            self.desk.believed[self] = count
+        else:
+            self.desk.believed.pop(self, None)
 
     @property
     def watchers(self) -> tuple[Callable[[Wait], None], ...]:
