@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
             for _ in range(options.repeat):
                 print(f"{name} on {kind} ...", file=sys.stderr, flush=True)
                 if name == UNEQUAL:
-                    row, seconds = share_out(kind, seconds=options.seconds or 6)
+                    row, seconds = share_out(kind, seconds=options.seconds or 5)
                     print(f"{table([row])}\n{shares(row, seconds)}\n", flush=True)
                 else:
                     quiet = {} if options.seconds is None else {"quiet_seconds": options.seconds}
@@ -110,12 +110,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def why_not(name: str, kind: stores.Kind) -> str | None:
     """Why a scenario cannot be run on a kind of store; `None` if it can."""
-    if name != UNEQUAL:
-        scenario = SCENARIOS[name]
-        if kind not in scenario.stores:
-            return "not for this store"
-        if scenario.why_not:
-            return scenario.why_not
+    if name != UNEQUAL and kind not in SCENARIOS[name].stores:
+        return "not for this store"
     return stores.why_not(kind)
 
 

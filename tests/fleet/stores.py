@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -16,7 +15,6 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from headgate import Limiter
 from tests.servers.redis import RedisServer
 
 Kind = Literal["sqlite", "redis", "valkey"]
@@ -81,8 +79,3 @@ def why_not(kind: Kind) -> str | None:
     if find_spec(name) and hasattr(import_module(name), "open_url"):
         return None
     return f"there is no {name} yet"
-
-
-def has_failure_modes() -> bool:
-    """Whether a limiter can be told what to do when its store fails."""
-    return "on_store_failure" in inspect.signature(Limiter).parameters

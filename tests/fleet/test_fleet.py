@@ -42,6 +42,13 @@ def test_counts_what_was_accepted_by_client_and_instant() -> None:
     assert outcome.accepted(0, 3 * SECOND, "two") == 2
 
 
+def test_work_is_counted_by_its_time() -> None:
+    outcome = outcome_of([call(0, takes=1), call(0.5, takes=1), call(0.5, refused_by=[0])], 3)
+    assert outcome.work(0, 0.5 * SECOND) == 0.5
+    assert outcome.work(0.75 * SECOND, 1.25 * SECOND) == 0.75
+    assert outcome.work(0, 3 * SECOND) == 2
+
+
 def test_counts_calls_at_the_same_time_and_one_that_found_no_slot() -> None:
     calls = [call(0), call(0.05), call(0.1), call(0.19, refused_by=[0])]
     assert outcome_of(calls, 1).most_in_flight == 2
