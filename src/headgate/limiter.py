@@ -356,16 +356,17 @@ class Limiter:
                 self._line.watch_store(self._tell)
             self._listeners = (*self._listeners, listener)
 
-        def unsubscribe() -> None:
-            with self._listening, suppress(ValueError):
-                listeners = list(self._listeners)
-                listeners.remove(listener)
-                self._listeners = tuple(listeners)
-                if not listeners:
-                    self._line.unwatch(self._told_to_wait)
-                    self._line.unwatch_store(self._tell)
+        return lambda: self.unsubscribe(listener)
 
-        return unsubscribe
+    def unsubscribe(self, listener: events.Listener) -> None:
+        """Call it no longer; nothing happens if it was not called."""
+        with self._listening, suppress(ValueError):
+            listeners = list(self._listeners)
+            listeners.remove(listener)
+            self._listeners = tuple(listeners)
+            if not listeners:
+                self._line.unwatch(self._told_to_wait)
+                self._line.unwatch_store(self._tell)
 
     def _tell(self, event: events.Event) -> None:
         for listener in self._listeners:
