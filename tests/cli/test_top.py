@@ -113,8 +113,8 @@ def test_a_key_is_drawn(fleet: Callable[..., Fleet]) -> None:
     assert re.match(
         r"1\d\.\d calls/s   8 in flight   11 waiting   2 clients   \d+ granted   1 refused$", lines[1]
     )
-    assert re.search(r"^requests/s   ━+  +\d+%  \d+/s of 100/s +\d+ of 10 used", text, re.MULTILINE)
-    assert re.search(r"^tokens/min   ━+  +\d+%  \d+ of 6,000 used +\d+/s of 100/s", text, re.MULTILINE)
+    assert re.search(r"^requests/s   [━╸─]+  +\d+%  \d+/s of 100/s +\d+ of 10 used", text, re.MULTILINE)
+    assert re.search(r"^tokens/min   [━╸─]+  +\d+%  \d+ of 6,000 used +\d+/s of 100/s", text, re.MULTILINE)
     assert re.search(r"^concurrency  ━+  +100%  8 of 8 slots +full$", text, re.MULTILINE)
     assert "interactive 0 waiting, 50 %   normal 7 waiting, 35 %   bulk 4 waiting, 15 %" in lines
     assert re.search(rf"^{one} +6  – +6 concurrency +15 s$", text, re.MULTILINE)

@@ -1,6 +1,7 @@
 """Names are by the conventions of both worlds."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +26,13 @@ def test_names_differ() -> None:
 
 def test_buckets_grow() -> None:
     assert list(WAIT_SECONDS) == sorted(set(WAIT_SECONDS))
+
+
+def test_the_documentation_tells_each_name() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
+    rows = {line for line in text.splitlines() if line.startswith("| `headgate_")}
+    assert len(rows) == len(ALL)
+    for metric in ALL:
+        start = f"| `{metric.prometheus}` | `{metric.otel}` {metric.unit} | {', '.join(metric.labels)} |"
+        assert any(row.startswith(start) for row in rows), start
+    assert ", ".join(f"{edge:g}" for edge in WAIT_SECONDS) in text

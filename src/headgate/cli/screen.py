@@ -182,7 +182,7 @@ def _bar(share: float | None, length: int) -> Text:
     halves = round(min(max(share or 0.0, 0.0), 1.0) * 2 * length)
     full = "━" * (halves // 2) + "╸" * (halves % 2)
     style = "bar.complete" if halves < 2 * length else "bar.finished"
-    return Text.assemble((full, style), ("━" * (length - len(full)), "bar.back"))
+    return Text.assemble((full, style), ("─" * (length - len(full)), "bar.back"))  # thin: colours may be off
 
 
 def _standing(limit: LimitSnapshot) -> Text:
