@@ -1,5 +1,5 @@
-"""``kill -9`` at random moments, fifty times: nothing is lost, nothing stands twice, and next to nothing is
-sent twice.
+"""``kill -9`` at random moments, again and again: nothing is lost, nothing stands twice, and next to nothing
+is sent twice. ``KILLS=50`` in the environment makes it a longer run than every test of a change can afford.
 """
 
 import os
@@ -13,10 +13,10 @@ import pytest
 from tests.run.running import Started, ids, plain_lines, results, run
 from tests.run.servers import Ledger, ledger_server
 
-KILLS = 50
+KILLS = int(os.environ.get("KILLS") or 20)
 LATENCY = 0.04
 SLOTS = 12
-LINES = 4_000
+LINES = 80 * KILLS
 OPTIONS = ["--limit", f"concurrency={SLOTS}"]
 
 
@@ -27,7 +27,7 @@ def wait_for_a_call(server: Ledger, before: int, seconds: float) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_kills_lose_nothing_and_repeat_only_what_was_in_flight(tmp_path: Path) -> None:
+def test_kills_lose_nothing_and_repeat_only_what_was_in_flight(tmp_path: Path) -> None:
     seed = int(os.environ.get("SEED") or random.randrange(10**6))
     chance = random.Random(seed)
     source = plain_lines(tmp_path / "in.jsonl", LINES)
@@ -62,7 +62,7 @@ def test_fifty_kills_lose_nothing_and_repeat_only_what_was_in_flight(tmp_path: P
     assert sorted(found) == sorted(f"id-{n}" for n in range(LINES))
     assert set(times) == set(found)
     assert repeated <= in_flight
-    assert busy_kills >= 40
+    assert busy_kills >= 0.8 * KILLS
     keys: dict[str, set[str]] = {}
     for entry in entries:
         keys.setdefault(entry.name, set()).add(entry.key)
