@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import pytest
+import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +25,7 @@ from headgate.core.model import (
     UNSENT,
     Costs,
     Granted,
+    Now,
     Report,
     Signal,
     Throttle,
@@ -35,38 +35,59 @@ from headgate.core.text import parse_limits
 from headgate.core.together import Line
 from headgate.events import Waited
 from headgate.operate import Blocked, LimitSnapshot, Snapshot, limit_text, snapshot
-from headgate.stores.memory import MemoryStore
+from headgate.stores.memory import MemoryStore, process_clock
+from headgate.stores.redis import RedisStore
 from headgate.stores.sqlite import SQLiteStore
 from headgate.testing import FakeClock
+from tests.servers.redis import RedisServer
 from tests.waiting import InThread, wait_until
 
 NORMAL, BULK = 1, 2
-AnyStore: TypeAlias = MemoryStore | SQLiteStore
+AnyStore: TypeAlias = MemoryStore | SQLiteStore | RedisStore
+Shared: TypeAlias = SQLiteStore | RedisStore
 
 
 def plan_of(*limits: str) -> Plan:
     return Plan(parse_limits(limits))
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    with RedisServer() as server:
+        yield server.url
+
+
+def opener(kind: str, request: pytest.FixtureRequest, clock: Callable[[], Now]) -> Callable[[], AnyStore]:
+    """Opens clients of an empty place that go by one clock."""
+    if kind == "memory":
+        return lambda: MemoryStore(clock)
+    if kind == "sqlite":
+        path = request.getfixturevalue("tmp_path") / "limits.db"
+        return lambda: SQLiteStore(path, clock=clock)
+    url = request.getfixturevalue("redis_url")
+    redis.Redis.from_url(url).flushall()
+    return lambda: RedisStore(url, clock=clock)
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def store(request: pytest.FixtureRequest, fake_clock: FakeClock) -> Iterator[AnyStore]:
-    if request.param == "memory":
-        yield MemoryStore(fake_clock)
-        return
-    with closing(SQLiteStore(request.getfixturevalue("tmp_path") / "limits.db", clock=fake_clock)) as opened:
-        yield opened
+    opened = opener(request.param, request, fake_clock)()
+    yield opened
+    if not isinstance(opened, MemoryStore):
+        opened.close()
 
 
-@pytest.fixture
-def shared(tmp_path: Path, fake_clock: FakeClock) -> Iterator[Callable[[], SQLiteStore]]:
+@pytest.fixture(params=["sqlite", "redis"])
+def shared(request: pytest.FixtureRequest, fake_clock: FakeClock) -> Iterator[Callable[[], Shared]]:
     """Opens one client after the other of a place."""
-    opened: list[SQLiteStore] = []
+    open_one = opener(request.param, request, fake_clock)
+    opened: list[Any] = []
 
-    def open_one() -> SQLiteStore:
-        opened.append(SQLiteStore(tmp_path / "limits.db", clock=fake_clock))
-        return opened[-1]
+    def open_and_keep() -> Shared:
+        opened.append(open_one())
+        return cast(Shared, opened[-1])
 
-    yield open_one
+    yield open_and_keep
     for each in opened:
         each.close()
 
@@ -198,9 +219,7 @@ def test_a_refusal_is_told_until_a_probe_has_been_answered(store: AnyStore, fake
     assert snapshot(store, "k").refused == 1
 
 
-def test_clients_tell_what_they_hold_and_want(
-    shared: Callable[[], SQLiteStore], fake_clock: FakeClock
-) -> None:
+def test_clients_tell_what_they_hold_and_want(shared: Callable[[], Shared], fake_clock: FakeClock) -> None:
     one, two = shared(), shared()
     plan = plan_of("tokens=10/s:burst=50:charge=usage:start=full", "concurrency=3")
     take(one, plan, 2, tokens=10)
@@ -490,7 +509,7 @@ def test_calls_that_are_on_their_way_are_settled_under_whatever_is_set(
 
 @pytest.mark.parametrize("kind", ["fixed", "sliding"])
 def test_whoever_waits_for_more_than_is_left_holds_up_nobody(
-    shared: Callable[[], SQLiteStore], fake_clock: FakeClock, kind: str
+    shared: Callable[[], Shared], fake_clock: FakeClock, kind: str
 ) -> None:
     one, two = shared(), shared()
     plan = plan_of(f"tokens=100/s:kind={kind}:start=full")
@@ -504,7 +523,7 @@ def test_whoever_waits_for_more_than_is_left_holds_up_nobody(
 
 
 def test_others_go_by_what_was_set_and_give_back_what_they_held(
-    shared: Callable[[], SQLiteStore], fake_clock: FakeClock
+    shared: Callable[[], Shared], fake_clock: FakeClock
 ) -> None:
     one, two, operator = shared(), shared(), shared()
     plan = plan_of("concurrency=3")
@@ -605,9 +624,7 @@ def test_what_is_held_stays_counted(store: AnyStore, fake_clock: FakeClock) -> N
     assert found.in_flight == 1
 
 
-def test_what_is_held_falls_free_with_the_lease(
-    shared: Callable[[], SQLiteStore], fake_clock: FakeClock
-) -> None:
+def test_what_is_held_falls_free_with_the_lease(shared: Callable[[], Shared], fake_clock: FakeClock) -> None:
     one, two, operator = shared(), shared(), shared()
     plan = plan_of("concurrency=2")
     held = take(one, plan, 2)
@@ -622,7 +639,7 @@ def test_what_is_held_falls_free_with_the_lease(
 
 
 def test_the_only_process_that_draws_on_a_key_hears_that_it_was_forgotten(
-    shared: Callable[[], SQLiteStore], fake_clock: FakeClock
+    shared: Callable[[], Shared], fake_clock: FakeClock
 ) -> None:
     one, operator = shared(), shared()
     plan = plan_of("requests=10/s:burst=50:start=full")
@@ -651,14 +668,13 @@ def test_calls_of_one_process_are_settled_though_their_key_was_forgotten(fake_cl
 # A limiter's own methods
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def limiter(request: pytest.FixtureRequest) -> Iterator[Limiter]:
     """In real time, for threads wait in it."""
-    if request.param == "memory":
-        yield Limiter("requests=1000/s:burst=100:start=full", "concurrency=9", key="k")
-        return
-    with closing(SQLiteStore(request.getfixturevalue("tmp_path") / "limits.db")) as store:
-        yield Limiter("requests=1000/s:burst=100:start=full", "concurrency=9", key="k", store=store)
+    store = opener(request.param, request, process_clock)()
+    yield Limiter("requests=1000/s:burst=100:start=full", "concurrency=9", key="k", store=store)
+    if not isinstance(store, MemoryStore):
+        store.close()
 
 
 def test_a_key_need_not_have_been_used(limiter: Limiter) -> None:
