@@ -41,9 +41,7 @@ def never_over(row: Row) -> None:
     assert not row.outcome.complaints, row.outcome.complaints
     assert row.outcome.report["disagreements"] == 0, row.outcome.report["first_disagreements"]
     if row.refused and row.too_late:
-        pytest.skip(
-            f"the server stood still for {row.stall_ms} ms, {row.late} calls were late: no plan can bear"
-        )
+        pytest.skip(f"{row.name}: the server stood still for {row.stall_ms} ms, {row.late} calls were late")
     assert row.refused == 0, row.outcome.report["refusals"]
     assert not row.slots or row.most_in_flight <= row.slots
     assert set(row.exits.values()) <= {0, KILLED}, row.exits
@@ -52,5 +50,7 @@ def never_over(row: Row) -> None:
 def fast(row: Row, holds: bool, otherwise: str) -> None:
     """Something about speed holds; if not, and the machine was busy with other things, skip the test."""
     if not holds and row.too_busy:
-        pytest.skip(f"clients waited for a processor for {row.starved:.0%} of the time: {otherwise}")
+        pytest.skip(
+            f"{row.name}: clients waited for a processor for {row.starved:.0%} of the time: {otherwise}"
+        )
     assert holds, otherwise

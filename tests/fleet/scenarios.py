@@ -154,6 +154,10 @@ class Row:
         return {**found, "report": self.outcome.report, "summaries": dict(self.outcome.summaries)}
 
     @property
+    def name(self) -> str:
+        return f"{self.scenario} on {self.store}"
+
+    @property
     def too_late(self) -> bool:
         """Whether the server stood still, or calls were on their way, for longer than `D`."""
         return self.stall_ms > 1000 * TRANSIT or self.late > 0
