@@ -165,10 +165,11 @@ class Courier:
             self._idle_since = min(self._idle_since, now)
             self._wake_at = inf
             self.active = {key: desk for key, desk in self.active.items() if not desk.is_idle}
-            if now - self._idle_since >= IDLE_SECONDS:
+            left = self._idle_since + IDLE_SECONDS - now
+            if left <= 0:
                 self._thread, self._idle_since = None, inf
                 return None
-            return IDLE_SECONDS
+            return left
 
     def _next(self) -> float:
         with self.lock:
@@ -233,7 +234,7 @@ class Courier:
                     woken += desk.finish(errand, result, now)
                 elif isinstance(result, StoreUnavailable):
                     failure = result
-                    woken += desk.put_back(result)
+                    woken += desk.put_back(result if self._failures else None)  # it is tried again at once
                 else:
                     failed, news = desk.fail(errand, result, now)
                     woken += failed
@@ -253,7 +254,7 @@ class Courier:
         if isinstance(error, Exception):
             told = StoreUnavailable(f"the question was cut short: {error!r}")
         with self.lock:
-            woken = [waiter for desk in list(self.desks.values()) for waiter in desk.put_back(told)]
+            woken = [waiter for desk in self.active.values() for waiter in desk.put_back(told)]
         self._ring(woken)
 
     def _ring(self, waiters: Sequence[Waiter]) -> None:
@@ -273,12 +274,6 @@ class Courier:
     def try_at(self) -> float:
         """When to try it again: 0 while it works, inf while another thread does so."""
         return inf if self._probing else self.retry_at
-
-    def is_away(self, *, once: bool) -> bool:
-        """Whether the store is down; ``once``: and would not be asked at once."""
-        if self.failed_at is None:
-            return False
-        return not once or self._is_apart or time.monotonic() < self.retry_at
 
     @property
     def _is_apart(self) -> bool:
@@ -306,7 +301,6 @@ class Courier:
             for desk in list(self.desks.values()):
                 if desk.policy.refuse:
                     woken += desk.fail_all(error)
-                    desk.awake()
         self._ring(woken)
         if begins:
             log.warning("the store cannot be reached, and is tried again: %s", error)
@@ -389,7 +383,9 @@ class Courier:
         try:
             while time.monotonic() < deadline and self.failed_at is None:
                 with self.lock:
-                    desks = [desk for desk in self.active.values() if desk.reports or desk.unsure]
+                    desks = [
+                        desk for desk in self.active.values() if desk.reports or desk.unsure or desk.owes
+                    ]
                     errands = [desk.prepare(time.monotonic(), asks=False) for desk in desks]
                 if not errands:
                     break
@@ -419,8 +415,8 @@ def _tell(news: News) -> None:
 
 def _says_something(errand: Errand) -> bool:
     """Whether a trade is worth making: it has something to tell, or is due as a heartbeat."""
-    trade = errand.trade
-    return bool(trade.reports or trade.lines or errand.desk.share or (trade.holding and trade.holding[0]))
+    desk, trade = errand.desk, errand.trade
+    return bool(trade.reports or trade.lines or desk.flying or desk.owes or desk.share)
 
 
 def _standing(errand: Errand) -> list[tuple[int, int]]:

@@ -61,6 +61,7 @@ class Desk:
         believed: how many the store believes to wait in each line; it has to be told otherwise, though nobody
             should have the line any more.
         unsure: the settlement that is being told, with its number: told again until an answer comes.
+        owes: a trade failed: it may have been made, and the store believes that we hold what we do not.
         policy: what to do when the store fails.
     """
 
@@ -80,6 +81,8 @@ class Desk:
         self.reports: list[Report] = []
         self.unsure: tuple[int, list[Report]] | None = None
         self._held: dict[int, Granted] = {}  # the grants that have not been settled here, by their id()
+        self._unknown: set[int] = set()  # those of them that the store has not been told of
+        self.owes = False
         self.flying = 0
         self.pinned = [0] * len(self.plan.rules)
         self.believed: dict[SharedLine, int] = {}
@@ -122,15 +125,18 @@ class Desk:
                 grant = report.grant
                 if self._held.pop(id(grant), None) is None:
                     continue  # a parent's, from before a fork
-                if grant.epoch == LOCAL:
-                    self._count(grant, -1)
-                    if self.share is not None:
-                        self.share.settle(report)
-                        self._look()
-                    continue
                 if self.share is not None:
-                    self.share.ended(grant)
                     self._look()
+                    if grant.epoch != LOCAL:
+                        self.share.ended(grant)
+                    else:
+                        self.share.settle(report)
+                        self._count(grant, -1)
+                        continue
+                elif id(grant) in self._unknown:  # nor need the store ever know of it
+                    self._unknown.discard(id(grant))
+                    self._count(grant, -1)
+                    continue
                 self.reports.append(report)
                 if self.settle_at == inf:
                     self.settle_at = time.monotonic() + self._lingers
@@ -164,12 +170,13 @@ class Desk:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is held, wanted or to be told."""
-        return not (self.flying or self.reports or self.unsure or self.share or self.believed or self.waits)
+        told = not (self.reports or self.unsure or self.owes or self.share or self.believed)
+        return told and not (self.flying or self.waits)
 
     def due_at(self) -> float:
         """When there is something to tell or to ask (``time.monotonic``); inf if nothing is."""
         due = self.settle_at
-        if self.unsure or self.share is not None:
+        if self.unsure or self.owes or self.share is not None:
             due = 0.0
         asks = inf
         for line in self.lines.values():
@@ -183,8 +190,6 @@ class Desk:
             due = min(due, self.idle_since + STAND_DOWN_SECONDS)
         if self.is_on_its_own:
             return min(asks, self.courier.try_at)
-        if self.policy.refuse and self.courier.failed_at is not None:
-            return self.courier.try_at  # so that whoever comes when the store is back is not refused
         return max(min(due, asks), self.courier.try_at)
 
     @property
@@ -193,9 +198,13 @@ class Desk:
         return self.policy.share > 0 and self.courier.failed_at is not None
 
     def refuse(self, *, once: bool = False) -> None:
-        """Raise if nobody is to wait for a store that has failed; ``once``: this one never is."""
-        if (self.policy.refuse or once) and not self.policy.share and self.courier.is_away(once=once):
-            raise StoreUnavailable(*(self.courier.error or StoreUnavailable("it has failed")).args)
+        """Raise if the store is down and nobody is to wait for it; ``once``: this one never is.
+
+        Whoever asked when it failed goes on trying, so it is found to be back.
+        """
+        why = None if self.courier.failed_at is None else self.courier.error
+        if why is not None and (self.policy.refuse or (once and not self.policy.share)):
+            raise StoreUnavailable(*why.args)
 
     def prepare(self, now: float, *, asks: bool = True) -> Errand:
         """All that is to be told and asked now."""
@@ -227,6 +236,8 @@ class Desk:
     def hold(self, grant: Granted) -> None:
         """Somebody here has been given it."""
         self._held[id(grant)] = grant
+        if grant.epoch == LOCAL:
+            self._unknown.add(id(grant))
         self._count(grant, +1)
 
     def give_back(self, grant: Granted) -> None:
@@ -241,7 +252,8 @@ class Desk:
 
     def finish(self, errand: Errand, traded: Traded, now: float) -> list[Waiter]:
         """Hand out what a trade brought; returns those to be woken."""
-        self.unsure = None
+        self.unsure, self.owes = None, False
+        self._unknown.clear()  # it has been told what is held
         self.spoke_at = now
         self.used = traded.used
         self._refused = False
@@ -263,12 +275,14 @@ class Desk:
         Args:
             error: for those who do not wait for that.
         """
+        self.owes = True
         self.flying, self.pinned = 0, [0] * len(self.plan.rules)
         for grant in self._held.values():
             self._count(grant, +1)
         for grant, _ in self.reports:
             self._count(grant, +1)
-        return [waiter for line in self.lines.values() for waiter in line.put_back(error)]
+        told = None if self.policy.share else error  # they will have it of our share
+        return [waiter for line in self.lines.values() for waiter in line.put_back(told)]
 
     def fail(self, errand: Errand, error: Exception, now: float) -> tuple[list[Waiter], bool]:
         """A trade will never be made: these limits are not in force, say.
@@ -276,6 +290,7 @@ class Desk:
         Returns those to be woken, and whether that is news.
         """
         self.unsure = self.share = None
+        self.owes = False
         self.spoke_at = now
         news, self._refused = not self._refused, True
         woken: list[Waiter] = []
