@@ -25,6 +25,7 @@ COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("seconds", lambda row: f"{row.seconds:.1f}"),
     ("accepted", lambda row: str(row.accepted)),
     ("refused", lambda row: f"{row.refused}" + (f" (+{row.pardoned})" if row.pardoned else "")),
+    ("least left", lambda row: f"{row.least_left:.1f}"),
     ("in flight", lambda row: f"{row.most_in_flight}/{row.slots or '-'}"),
     ("before", lambda row: _percent(row.before)),
     ("during", lambda row: " ".join(_percent(part) for part in row.during) or "-"),

@@ -266,6 +266,23 @@ class Outcome:
         return most
 
     @property
+    def least_left(self) -> float:
+        """The least that the first limit, a bucket, had left after a call: so many calls too many would not
+        have been seen.
+        """
+        bucket = self.report["config"]["limits"][0]
+        burst, rate = bucket["burst"], bucket["amount"] / SECOND
+        level = least = float(bucket.get("found") or burst)
+        before_ns = self.calls[0].arrived_ns if self.calls else 0
+        for call in self.calls:
+            level = min(burst, level + rate * (call.arrived_ns - before_ns))
+            before_ns = call.arrived_ns
+            if not call.refused_by:
+                level -= 1
+                least = min(least, level)
+        return least
+
+    @property
     def utilisation(self) -> float:
         """Ideal time over real time: what was accepted after the first call / what the first limit's rate
         allows from there to the last. A burst that was found at the start can lift it above 1.

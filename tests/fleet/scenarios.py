@@ -40,12 +40,16 @@ from tests.strict.scenarios import SOURCE
 WINDOW = 1.0  # seconds: the limit's period
 RATE, BURST = 300, 60
 TRANSIT = BURST / RATE / 2  # seconds: the plan's default D, min(1 s, B/2R)
+FOUND = 2
+"""What is left of the burst when the first call comes: had the clients more than they know of, calls too many
+would not be seen.
+"""
 TOKENS = 4000  # a second
 AWAY = 1.5
 """Seconds for which a store is away."""
 WARM_UP = 0.5
 """Seconds after the start that are no measure of what comes before a fault."""
-STARVED = 0.05
+STARVED = 0.1
 """Of its time a client may have to wait for a processor."""
 LEASE = 1.5
 """Seconds for which a silent client is believed alive here; the stores' own leases are longer."""
@@ -84,7 +88,7 @@ class Load:
 
     def server(self) -> dict[str, Any]:
         limits: list[dict[str, Any]] = [
-            {"meter": "requests", "kind": "bucket", "amount": RATE, "burst": BURST}
+            {"meter": "requests", "kind": "bucket", "amount": RATE, "burst": BURST, "found": FOUND}
         ]
         if self.slots:
             limits.append({"meter": "concurrency", "kind": "concurrency", "amount": self.slots})
@@ -133,6 +137,7 @@ class Row:
     accepted: int
     refused: int
     pardoned: int
+    least_left: float
     most_in_flight: int
     slots: int
     before: float
@@ -218,6 +223,7 @@ def row_of(scenario: str, store: str, load: Load, seconds: float, outcome: Outco
         accepted=outcome.report["accepted"],
         refused=outcome.refused - len(pardoned),
         pardoned=len(pardoned),
+        least_left=round(outcome.least_left, 2),
         most_in_flight=judged.most_in_flight,
         slots=load.slots,
         before=before / load.full,
@@ -569,7 +575,9 @@ def share_out(kind: Kind, *, seconds: float = 5.0) -> tuple[Row, list[Second]]:
                 for name, part in UNEQUAL.items()
             ]
             config = {
-                "limits": [{"meter": "requests", "kind": "bucket", "amount": RATE, "burst": BURST}],
+                "limits": [
+                    {"meter": "requests", "kind": "bucket", "amount": RATE, "burst": BURST, "found": FOUND}
+                ],
                 "latency_seconds": 0.05,
                 "max_transit_seconds": TRANSIT,
                 "headers": False,  # so that no burst of the start makes up for what is left idle later

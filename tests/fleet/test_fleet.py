@@ -49,6 +49,11 @@ def test_work_is_counted_by_its_time() -> None:
     assert outcome.work(0, 3 * SECOND) == 2
 
 
+def test_tells_how_near_the_bucket_was_to_refusing() -> None:
+    calls = [call(0)] * 50 + [call(0.1)] * 40 + [call(9)]
+    assert outcome_of(calls, 10).least_left == pytest.approx(60 - 50 + 30 - 40)
+
+
 def test_counts_calls_at_the_same_time_and_one_that_found_no_slot() -> None:
     calls = [call(0), call(0.05), call(0.1), call(0.19, refused_by=[0])]
     assert outcome_of(calls, 1).most_in_flight == 2

@@ -27,6 +27,7 @@ class Limit:
     kind: bucket, sliding, fixed, counter, anchored or concurrency.
     amount: units per window; for concurrency the slots.
     burst: what a bucket holds; `None` leads to `amount`. Other kinds have none.
+    found: what is left in a bucket when the first call comes; `None` leads to all.
     """
 
     meter: str
@@ -34,6 +35,7 @@ class Limit:
     amount: int
     window_seconds: float = 1.0
     burst: int | None = None
+    found: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in RULES:
@@ -41,6 +43,8 @@ class Limit:
         for value in (self.amount, self.capacity):
             if type(value) is not int or value < 1:
                 raise ValueError(f"amount and burst: expected a whole number from 1, got {value!r}")
+        if self.found is not None and not (self.kind == "bucket" and 0 <= self.found <= self.capacity):
+            raise ValueError(f"found: expected 0 to {self.capacity} of a bucket, got {self.found!r}")
 
     @property
     def window_ns(self) -> int:
@@ -49,6 +53,10 @@ class Limit:
     @property
     def capacity(self) -> int:
         return self.amount if self.burst is None else self.burst
+
+    @property
+    def left_at_first(self) -> int:
+        return self.capacity if self.found is None else self.found
 
 
 @dataclass(frozen=True)
@@ -185,17 +193,20 @@ class Rule(ABC):
 
 
 class Bucket(Rule):
-    """Holds `burst`, starts full, refills `amount` per window bit by bit, never falls below minus `burst`."""
+    """Holds `burst`, starts full or with what is found, refills `amount` per window bit by bit, never falls
+    below minus `burst`.
+    """
 
     def __init__(self, limit: Limit) -> None:
         super().__init__(limit)
         self.scale = self.window  # so that one nanosecond refills exactly `amount`
         self.top = limit.capacity * self.scale
-        self.level = self.top
-        self.at = 0
+        self.level = limit.left_at_first * self.scale
+        self.at: int | None = None
 
     def room(self, now: int) -> int:
-        self.level = min(self.top, self.level + self.amount * (now - self.at))
+        if self.at is not None:
+            self.level = min(self.top, self.level + self.amount * (now - self.at))
         self.at = now
         return self.level
 

@@ -49,6 +49,11 @@ def admitted(judge: Judge, times: Sequence[float]) -> list[bool]:
     ("limit", "times", "expected"),
     [
         (Limit("requests", "bucket", 10, burst=2), [0, 0, 0, 0.0999, 0.1, 0.1], [1, 1, 0, 0, 1, 0]),
+        (
+            Limit("requests", "bucket", 10, burst=2, found=1),
+            [5, 5, 5.0999, 5.1, 5.4, 5.4],
+            [1, 0, 0, 1, 1, 1],
+        ),
         (Limit("requests", "sliding", 2), [0, 0.5, 0.9, 0.9999, 1, 1.4999, 1.5], [1, 1, 0, 0, 1, 0, 1]),
         (Limit("requests", "fixed", 2), [0.9, 0.9, 0.9, 0.9999, 1, 1, 1], [1, 1, 0, 0, 1, 1, 0]),
         (Limit("requests", "counter", 4), [0, 0, 0, 0, 1.2499, 1.25, 1.4999, 1.5], [1, 1, 1, 1, 0, 1, 0, 1]),
@@ -115,6 +120,12 @@ class Step(NamedTuple):
     completes: bool
 
 
+def limit_of(kind: str, amount: int, part: int | None, **facts: Any) -> Limit:
+    """A limit; of a bucket so many quarters are left at first."""
+    found = amount * part // 4 if kind == "bucket" and part is not None else None
+    return Limit(kind=kind, amount=amount, found=found, **facts)
+
+
 usages = st.builds(Usage, prompt=st.integers(0, 12), max_tokens=st.integers(1, 20), completion=st.just(1))
 steps = st.builds(
     Step,
@@ -123,7 +134,8 @@ steps = st.builds(
     completes=st.booleans(),
 )
 limits = st.builds(
-    Limit,
+    limit_of,
+    part=st.none() | st.integers(0, 4),
     meter=st.sampled_from(["requests", "tokens", "input_tokens"]),
     kind=st.sampled_from(["bucket", "sliding", "fixed", "counter", "anchored", "concurrency"]),
     amount=st.integers(1, 40),

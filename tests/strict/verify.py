@@ -53,7 +53,7 @@ def _levels(limit: Limit, count_refused: bool, index: int, log: Log) -> list[Fra
 def _bucket_levels(limit: Limit, count_refused: bool, index: int, log: Log) -> list[Fraction]:
     rate = Fraction(limit.amount) / Fraction(str(limit.window_seconds))
     burst = Fraction(limit.capacity)
-    start = burst  # the level when the sum began
+    start = Fraction(limit.left_at_first)  # the level when the sum began
     total = highest = Fraction(0)  # supply less demand since then; by how much that has exceeded the top
     before = log[0].stamp[ELAPSED] if log else 0
     levels = []
@@ -140,7 +140,7 @@ def utilisation(limit: Limit, index: int, log: Log) -> dict[str, float | None]:
     Arrivals, admitted or refused, run from t0 to t1; t = t1 - t0. Two callers to compare with:
 
     kind           empty_start                                full_start
-    bucket         after the first call / R t                 all / (B + R t)
+    bucket         after the first call / R t                 all / (found + R t)
     sliding        after the first call / (N / T) t           all / N (floor(t / T) + 1)
     anchored       after the first call / (N / T) t           all / N (floor(t / T) + 1)
     counter        after the first call / (N / T) t           all / (N + (N / T) t)
@@ -182,7 +182,7 @@ def utilisation(limit: Limit, index: int, log: Log) -> dict[str, float | None]:
             )
             full, full_most = float(accepted), float(amount * (last - first + 1))
         case "bucket":
-            full, full_most = float(accepted), limit.capacity + steady_most
+            full, full_most = float(accepted), limit.left_at_first + steady_most
         case "counter":
             full, full_most = float(accepted), amount + steady_most
         case _:
