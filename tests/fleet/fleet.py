@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
+from urllib.parse import urlsplit
 
 from tests.fleet.client import Job
 from tests.strict.scenarios import environment, strict_server
@@ -31,6 +33,7 @@ SECOND = 1_000_000_000
 READY_SECONDS = 40.0
 LEAD_SECONDS = 0.1
 """From telling the clients when to begin until then."""
+STRANGER_SECONDS = 0.003
 GRACE_SECONDS = 30.0
 """After the end of the load, for calls on their way."""
 
@@ -190,7 +193,8 @@ class Outcome:
 
     begin_ns, end_ns: of the load; where each client had so much work and no more, it ends with the last call.
     report: the server's.
-    calls: its log.
+    log: all arrivals there.
+    calls: those of the clients.
     summaries: by client, of those that lived to tell.
     exits: exit codes by client.
     complaints: by client, of those that wrote any.
@@ -199,6 +203,7 @@ class Outcome:
     begin_ns: int
     end_ns: int
     report: dict[str, Any]
+    log: Sequence[Call]
     calls: Sequence[Call]
     summaries: Mapping[str, Mapping[str, Any]]
     exits: Mapping[str, int | None]
@@ -272,9 +277,9 @@ class Outcome:
         """
         bucket = self.report["config"]["limits"][0]
         burst, rate = bucket["burst"], bucket["amount"] / SECOND
-        level = least = float(bucket.get("found") or burst)
-        before_ns = self.calls[0].arrived_ns if self.calls else 0
-        for call in self.calls:
+        level = least = float(burst if bucket.get("found") is None else bucket["found"])
+        before_ns = self.log[0].arrived_ns if self.log else 0
+        for call in self.log:
             level = min(burst, level + rate * (call.arrived_ns - before_ns))
             before_ns = call.arrived_ns
             if not call.refused_by:
@@ -331,6 +336,7 @@ def run(
     *,
     faults: Sequence[Fault] = (),
     extra: Mapping[str, Mapping[str, str]] | None = None,
+    stranger: bool = False,
 ) -> Outcome:
     """Run the jobs to their end, against a server of their own.
 
@@ -340,6 +346,8 @@ def run(
         scratch: a folder for files.
         faults: in the order of their instants.
         extra: more environment, by client.
+        stranger: somebody else calls the server once, just before the start: from then on a bucket refills of
+            which little is found.
     """
     seconds = max(job.seconds for job in jobs)
     with strict_server(dict(config), scratch, seconds + READY_SECONDS + GRACE_SECONDS + 60) as server:
@@ -354,13 +362,16 @@ def run(
             begin_ns = time.monotonic_ns() + round(LEAD_SECONDS * SECOND)
             for process in processes.values():
                 process.begin(begin_ns)
+            if stranger:
+                _call_once(server.url, begin_ns - round(STRANGER_SECONDS * SECOND))
             happened = _do(faults, Fleet(processes, server.url), begin_ns)
             deadline = (begin_ns / SECOND) + seconds + GRACE_SECONDS
             for process in processes.values():
                 process.wait_for_the_end(deadline)
             exits = {name: process.process.poll() for name, process in processes.items()}
         report = server.finish()
-        calls = [Call(**entry) for entry in server.log()]
+        log = [Call(**entry) for entry in server.log()]
+    calls = [call for call in log if call.client in processes]
     end_ns = begin_ns + round(seconds * SECOND)
     if calls and all(job.calls is not None for job in jobs):
         end_ns = min(end_ns, calls[-1].arrived_ns)
@@ -368,6 +379,7 @@ def run(
         begin_ns=begin_ns,
         end_ns=end_ns,
         report=report,
+        log=log,
         calls=calls,
         summaries={
             name: process.summary for name, process in processes.items() if process.summary is not None
@@ -376,6 +388,16 @@ def run(
         complaints={name: process.complaint for name, process in processes.items() if process.complaint},
         faults=happened,
     )
+
+
+def _call_once(url: str, at_ns: int) -> None:
+    """One call at that instant, on a connection that is open; and its answer."""
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        time.sleep(max(at_ns - time.monotonic_ns(), 0) / SECOND)
+        connection.sendall(b"POST /v1/any HTTP/1.1\r\nx-client: stranger\r\ncontent-length: 0\r\n\r\n")
+        connection.settimeout(10)
+        connection.recv(1)
 
 
 class _All:

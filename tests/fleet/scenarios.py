@@ -40,10 +40,6 @@ from tests.strict.scenarios import SOURCE
 WINDOW = 1.0  # seconds: the limit's period
 RATE, BURST = 300, 60
 TRANSIT = BURST / RATE / 2  # seconds: the plan's default D, min(1 s, B/2R)
-FOUND = 2
-"""What is left of the burst when the first call comes: had the clients more than they know of, calls too many
-would not be seen.
-"""
 TOKENS = 4000  # a second
 AWAY = 1.5
 """Seconds for which a store is away."""
@@ -78,6 +74,13 @@ class Load:
         return min(RATE, by_slots, by_tokens)
 
     @property
+    def found(self) -> int | None:
+        """What is left of the burst when the first call comes; `None` for all. Had the clients more than they
+        know of where the rate is what binds, calls too many would not be seen.
+        """
+        return 2 if self.full == RATE else None
+
+    @property
     def limits(self) -> tuple[str, ...]:
         found = [f"requests={RATE}/s:burst={BURST}"]
         if self.slots:
@@ -88,7 +91,7 @@ class Load:
 
     def server(self) -> dict[str, Any]:
         limits: list[dict[str, Any]] = [
-            {"meter": "requests", "kind": "bucket", "amount": RATE, "burst": BURST, "found": FOUND}
+            {"meter": "requests", "kind": "bucket", "amount": RATE, "burst": BURST, "found": self.found}
         ]
         if self.slots:
             limits.append({"meter": "concurrency", "kind": "concurrency", "amount": self.slots})
@@ -546,6 +549,7 @@ def run_scenario(name: str, kind: Kind, *, rounds: int = 1, quiet_seconds: float
                 scratch,
                 faults=faults,
                 extra=extra,
+                stranger=scenario.load.found is not None,
             )
     return row_of(name, kind, scenario.load, seconds, outcome)
 
@@ -558,6 +562,7 @@ UNEQUAL = {"many": 60, "some": 25, "few": 15}
 
 def share_out(kind: Kind, *, seconds: float = 5.0) -> tuple[Row, list[Second]]:
     """Processes with 60, 25 and 15 % of the work of so many seconds."""
+    load = Load("unequal", 0, 0.05, 0.5, ())
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
         scratch = Path(folder)
         with shared_store(kind, scratch) as store:
@@ -567,23 +572,14 @@ def share_out(kind: Kind, *, seconds: float = 5.0) -> tuple[Row, list[Second]]:
                     name,
                     "",
                     store.url,
-                    (f"requests={RATE}/s:burst={BURST}",),
+                    load.limits,
                     workers=max(12, part),
                     seconds=3 * seconds,
                     calls=calls * part // 100,
                 )
                 for name, part in UNEQUAL.items()
             ]
-            config = {
-                "limits": [
-                    {"meter": "requests", "kind": "bucket", "amount": RATE, "burst": BURST, "found": FOUND}
-                ],
-                "latency_seconds": 0.05,
-                "max_transit_seconds": TRANSIT,
-                "headers": False,  # so that no burst of the start makes up for what is left idle later
-            }
-            outcome = run(config, jobs, scratch)
-    load = Load("unequal", calls, 0.05, 0.5, ())
+            outcome = run(load.server(), jobs, scratch, stranger=True)
     row = row_of("unequal", kind, load, seconds, outcome)
     return row, fair_seconds(outcome)
 

@@ -28,6 +28,7 @@ def outcome_of(calls: Sequence[Call], seconds: float, clients: Sequence[str] = (
         begin_ns=0,
         end_ns=round(seconds * SECOND),
         report={"config": {"limits": [BUCKET, SLOTS]}},
+        log=calls,
         calls=calls,
         summaries={},
         exits=dict.fromkeys(clients, 0),
