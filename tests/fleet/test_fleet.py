@@ -102,6 +102,8 @@ def test_clients_that_do_not_share_are_found_out(tmp_path: Path) -> None:
 
     outcome = run(BY_SLOTS.server(), jobs, tmp_path, faults=[Fault("stop", 1.5, stop)])
     assert stopped
+    if outcome.faults[0].began_ns >= outcome.end_ns - SECOND // 4:
+        pytest.skip("the machine stood still until the load was over")
     assert outcome.refused > 0
     assert outcome.most_in_flight > BY_SLOTS.slots
     assert outcome.exits == {"one": 0, "two": -9, "three": 0}
