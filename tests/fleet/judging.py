@@ -31,7 +31,8 @@ def judged(name: str, kind: Kind) -> Row:
     fast(row, row.before > MOVING, "it hardly moved before")
     back = all(back is not None and back <= 2 * WINDOW for back in row.back_seconds)
     fast(row, back, f"full speed was back after {row.back_seconds} s")
-    fast(row, all(part >= FULL for part in row.after), f"{row.after} of full speed after it")
+    enough = all(part is not None and part >= FULL for part in row.after)
+    fast(row, enough, f"{row.after} of full speed after it")
     return row
 
 

@@ -7,7 +7,7 @@ how much of the limit was used before a fault and after it, and how long it took
 
 Loads: *rate*: the bucket is the bottleneck, slots are plenty; the clients read the rate-limit fields, so they
 use the server's bucket to the last unit, and one call too many is refused. *bucket*: the same without slots.
-*slots*: the slots are the bottleneck, the bucket is plenty. *tokens*: calls reserve five times what they use;
+*slots*: the slots are the bottleneck, the bucket is plenty; *long*: and each call takes five seconds. *tokens*: calls reserve five times what they use;
 only their settlement gives the rest back.
 
 *Full speed* is the bucket's rate under the first two loads; under the others it is what was let through in
@@ -118,6 +118,7 @@ class Load:
 BY_RATE = Load("rate", 50, 0.03, 0.5, (30, 30))
 BY_RATE_ALONE = Load("bucket", 0, 0.03, 0.5, (30, 30))
 BY_SLOTS = Load("slots", 20, 0.125, 0, (20, 20, 20))
+BY_LONG_CALLS = Load("long", 20, 5.0, 0, (20, 20, 20))
 BY_TOKENS = Load("tokens", 50, 0.03, 0.5, (30, 30), 100)
 
 
@@ -129,7 +130,7 @@ class Row:
     before: the first fault, as a part of the most that the limits allow.
     during: each fault, until it was over, but for the first half second, as a part of full speed; `None` for
         one of less than a second.
-    after: each fault, from two windows after its end, as a part of full speed.
+    after: each fault, from two windows after its end, as a part of full speed; `None` if the load was over.
     back_seconds: of each fault, until full speed was back; `None` if it was not.
     """
 
@@ -145,7 +146,7 @@ class Row:
     slots: int
     before: float
     during: list[float | None]
-    after: list[float]
+    after: list[float | None]
     back_seconds: list[float | None]
     stall_ms: float
     lag_ms: float
@@ -202,8 +203,10 @@ def row_of(scenario: str, store: str, load: Load, seconds: float, outcome: Outco
     full = RATE if load.full == RATE else before or load.full  # one that never moved is not at full speed
     during, after, back = [], [], []
 
-    def part(since_ns: float, until_ns: float) -> float:
+    def part(since_ns: float, until_ns: float) -> float | None:
         seconds = (until_ns - since_ns) / SECOND
+        if seconds <= 0:
+            return None
         return outcome.work(since_ns, until_ns) / seconds / full
 
     untils = [*(fault.began_ns for fault in outcome.faults), outcome.end_ns][1:]
@@ -360,14 +363,18 @@ def first_goes_on(store: SharedStore, fleet: Fleet) -> None:
     fleet.clients["one"].go_on()
 
 
-def away(store: SharedStore, fleet: Fleet) -> None:
+def away(store: SharedStore, fleet: Fleet, seconds: float = AWAY) -> None:
     """The store cannot be used for a while, and has kept all that it acknowledged."""
     if store.file is not None:
-        disk_full(store, fleet, AWAY)
+        disk_full(store, fleet, seconds)
         return
     store.server.kill()
-    time.sleep(AWAY)
+    time.sleep(seconds)
     store.server.restart()
+
+
+def away_for_longer_than_a_lease(store: SharedStore, fleet: Fleet) -> None:
+    away(store, fleet, LEASE + 0.7)
 
 
 Act = Callable[[SharedStore, Fleet], None]
@@ -426,6 +433,8 @@ class Scenario:
     options: of the server behind the store.
     client: of the jobs.
     clock: how far the second client's wall clock is off, in seconds.
+    begin: seconds after the start: the first fault.
+    rest: seconds from the end of a fault to the next: two windows to be back, and one to measure.
     """
 
     what: str
@@ -435,14 +444,12 @@ class Scenario:
     options: Mapping[str, Any] = field(default_factory=dict)
     client: Mapping[str, Any] = field(default_factory=dict)
     clock: int = 0
+    begin: float = 1.5
+    rest: float = 3.0
 
 
-BEGIN = 1.5
-"""Seconds after the start: the first fault."""
-REST = 3.0
-"""Seconds from the end of a fault to the next: two windows to be back, and one to measure."""
 QUIET = 2.5
-"""Seconds of a load with no fault, after `BEGIN`."""
+"""Seconds of a load with no fault, after its beginning."""
 
 SERVERS: tuple[Kind, ...] = ("redis", "valkey")
 ALL: tuple[Kind, ...] = ("sqlite", *SERVERS)
@@ -501,6 +508,15 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "killed-tokens": Scenario("a client that has reserved tokens is killed", ALL, BY_TOKENS, [KILLED]),
         "deleted": Scenario("the file is deleted", ("sqlite",), BY_SLOTS, [Blow(file_deleted, 0, LEASE)]),
         "clock": Scenario("a client's wall clock is an hour ahead", ALL, BY_RATE, clock=3600),
+        "long": Scenario(
+            "the store is away for longer than a lease, and calls take longer than that",
+            ALL,
+            BY_LONG_CALLS,
+            [Blow(away_for_longer_than_a_lease, AWAY + LEASE)],
+            KEPT,
+            begin=0.7,
+            rest=0.8,
+        ),
         **{
             name: Scenario(
                 f"the store is away for {AWAY:g} s; on_store_failure={mode}",
@@ -535,11 +551,11 @@ def run_scenario(name: str, kind: Kind, *, rounds: int = 1, quiet_seconds: float
         scratch = Path(folder)
         with shared_store(kind, scratch, **scenario.options) as store:
             faults = []
-            at = BEGIN
+            at = scenario.begin
             for blow in list(scenario.blows) * rounds:
                 faults.append(Fault(blow.act.__name__, at, partial(blow.act, store), blow.lasts))
-                at += blow.takes + blow.lasts + REST
-            seconds = at if faults else BEGIN + quiet_seconds
+                at += blow.takes + blow.lasts + scenario.rest
+            seconds = at if faults else scenario.begin + quiet_seconds
             extra = {}
             if scenario.clock:
                 extra["two"] = clock_off(scratch, scenario.clock)
