@@ -5,11 +5,11 @@
 Each scenario returns a row, judged by the strict server's log: what was refused, the most calls in flight,
 how much of the limit was used before a fault and after it, and how long it took to be back.
 
-Loads: *rate*: the bucket is the bottleneck, slots are plenty; the bucket is found nearly empty and the clients
-read the rate-limit fields, so they use it to the last unit, and one call too many is refused. *bucket*: the
-same without slots. *slots*: the slots are the bottleneck, the bucket is plenty. *long*: the same, and each
-call takes five seconds. *tokens*: calls reserve five times what they use; only their settlement gives the
-rest back.
+Loads: *rate*: the bucket is the bottleneck, slots are plenty; the bucket is found nearly empty and the
+clients read the rate-limit fields, so they use it to the last unit, and one call too many is refused.
+*bucket*: the same without slots. *slots*: the slots are the bottleneck, the bucket is plenty. *long*: the
+same, and each call takes five seconds. *tokens*: calls reserve five times what they use; only their
+settlement gives the rest back.
 
 *Full speed* is the bucket's rate under the first two loads; under the others it is what was let through in
 the same run before the fault. Work is counted as `Outcome.work` says. Full speed is *back* at the first
