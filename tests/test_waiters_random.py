@@ -235,7 +235,7 @@ class Simulation:
         if head is None:
             self.check(False, "callers wait, and nobody has a timer")
             return
-        front = line._order.pop()
+        front = line._order.pop([])
         line._order.push_back(front)
         self.check(head is front, "another one is first in line than the one who was told")
         self.check(to_us <= line.until_us, "the head sleeps over its instant")

@@ -43,20 +43,27 @@ class Order(Generic[T]):
         """Stand behind all of the same priority."""
         self._numbers += 1
         who.number = self._numbers
-        self._ranks.setdefault(who.priority, deque()).append(who)
+        rank = self._ranks.get(who.priority)
+        if rank is None:
+            self._ranks[who.priority] = deque((who,))
+        else:
+            rank.append(who)
 
     def rejoin(self, who: T) -> None:
         """Stand where one stood before."""
-        rank = self._ranks.setdefault(who.priority, deque())
-        behind = (place for place, other in enumerate(rank) if other.number > who.number)
-        rank.insert(next(behind, len(rank)), who)
+        rank = self._ranks.get(who.priority)
+        if rank is None:
+            self._ranks[who.priority] = deque((who,))
+        else:
+            behind = (place for place, other in enumerate(rank) if other.number > who.number)
+            rank.insert(next(behind, len(rank)), who)
 
     def leads(self, who: T) -> bool:
         """Whether it stands here, and nobody before it."""
         return bool(self._ranks) and max(self._ranks) == who.priority and self._ranks[who.priority][0] is who
 
-    def pop(self) -> T:
-        """Take out the next; there is one."""
+    def pop(self, into: list[T]) -> T:
+        """Take out the next and put it into a list; there is one. Cut short, it is in one of them or both."""
         self._served += 1
         if len(self._ranks) == 1:
             [(priority, rank)] = self._ranks.items()
@@ -64,28 +71,37 @@ class Order(Generic[T]):
             priority, rank = max(self._ranks.items())
         else:
             priority, rank = min(self._ranks.items(), key=lambda item: item[1][0].number)
-        who = rank.popleft()
-        if not rank:
+        who = rank[0]
+        into.append(who)
+        if len(rank) == 1:
             del self._ranks[priority]
+        else:
+            rank.popleft()
         return who
 
     def push_back(self, who: T) -> None:
         """Put back who was taken out last; whoever has come back meanwhile to a place before stays there."""
         self._served -= 1
-        rank = self._ranks.setdefault(who.priority, deque())
-        if rank and rank[0].number < who.number:
-            self.rejoin(who)
-        else:
+        rank = self._ranks.get(who.priority)
+        if rank is not None and rank[0].number > who.number:
             rank.appendleft(who)
+        else:
+            self.rejoin(who)
+
+    def restore(self, who: T) -> None:
+        """Put back who may still be here."""
+        if who not in self._ranks.get(who.priority, ()):
+            self.push_back(who)
 
     def remove(self, who: T) -> bool:
         """Take out somebody; False if it is not there."""
         rank = self._ranks.get(who.priority)
         if rank is None or who not in rank:
             return False
-        rank.remove(who)
-        if not rank:
+        if len(rank) == 1:
             del self._ranks[who.priority]
+        else:
+            rank.remove(who)
         return True
 
 

@@ -434,7 +434,7 @@ class Line:
             left: list[Waiter] = asked
             try:
                 while len(asked) < most and order:
-                    asked.append(order.pop())
+                    order.pop(asked)
                 answers = self.access.acquire(self.kind, self.waiting, [waiter.costs for waiter in asked])
                 left = []
                 for index, waiter in enumerate(asked):
@@ -455,8 +455,9 @@ class Line:
                     self.waiting -= 1
                     woken.append(waiter)
             finally:
+                put = order.restore if wait is None else order.push_back
                 for waiter in reversed(left):  # all of them if the store has failed
-                    order.push_back(waiter)
+                    put(waiter)
             if wait is not None:
                 self.until_us, self.blocking, self._firm = wait.until_us, wait.rule, wait.firm
                 self._head = left[0]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import math
 import random
 import selectors
@@ -25,6 +26,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import pytest
 
+from headgate import order
 from headgate.core.model import SECOND, Now
 from headgate.sharing import courier, desk, failure, line
 
@@ -59,8 +61,8 @@ class Thread(Generic[T]):
         self.interrupted: type[BaseException] | None = None
         self.stands_until = 0  # it cannot run before this instant, whatever it waits for
         self.seen = False  # somebody has asked for its result
-        self.lines = 0  # of the code under test, that it has run
-        self.interrupt_at: int | None = None  # after so many of them
+        self.moments = 0  # at which Ctrl-C may come, that it has been through
+        self.interrupt_at: int | None = None  # the one at which it does come
         self._function = function
         self._found: list[T] = []
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -74,6 +76,7 @@ class Thread(Generic[T]):
             return
         if self.machine.traces:
             sys.settrace(self._trace)
+            sys.setprofile(self._profile)
         try:
             self._found.append(self._function())
         except Ended:
@@ -82,6 +85,7 @@ class Thread(Generic[T]):
             self.error = error
         finally:
             sys.settrace(None)
+            sys.setprofile(None)
             self.done = True
             self.machine.pass_on()
 
@@ -90,12 +94,30 @@ class Thread(Generic[T]):
 
     def _trace_line(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "line":
-            self.lines += 1
-            if self.interrupt_at == self.lines:
-                self.interrupt_at = None
-                raise KeyboardInterrupt
             self.machine.line()
         return self._trace_line
+
+    def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
+        """Python looks for signals where a function begins and where a call has come back.
+
+        Not where a ``with`` has entered: none comes between a lock and what it guards. What comes while a
+        generator is closed is lost, by Python's own rule.
+        """
+        asks = frame if event in ("call", "c_return") else frame.f_back
+        code = frame.f_code
+        if (
+            self.interrupt_at is None
+            or event == "c_call"
+            or asks is None
+            or asks.f_code.co_filename not in self.machine.watched
+            or (event != "c_return" and code.co_name in self.machine.spared)
+            or code.co_flags & inspect.CO_GENERATOR
+        ):
+            return
+        self.moments += 1
+        if self.moments == self.interrupt_at:
+            self.interrupt_at = None
+            raise KeyboardInterrupt
 
     @property
     def result(self) -> T:
@@ -123,7 +145,7 @@ class Machine:
         preempt: the probability with which a thread is stopped before a line of the code under test.
         stall: the probability with which it stands still then, for up to ``stall_seconds``.
         modules: the code under test.
-        traces: watch lines even if nobody is stopped by chance.
+        traces: watch it line by line even if nobody is stopped by chance.
     """
 
     def __init__(
@@ -133,7 +155,7 @@ class Machine:
         preempt: float = 0.0,
         stall: float = 0.0,
         stall_seconds: float = 0.05,
-        modules: Sequence[ModuleType] = (courier, desk, failure, line),
+        modules: Sequence[ModuleType] = (courier, desk, failure, line, order),
         traces: bool = False,
     ) -> None:
         self.chance = random.Random(seed)
@@ -141,6 +163,7 @@ class Machine:
         self.stall = stall
         self.stall_seconds = stall_seconds
         self.modules = modules
+        self.spared = {"__enter__"}  # functions at whose beginning and end no Ctrl-C comes
         self.watched = {module.__file__ for module in modules}
         self.traces = traces or preempt > 0
         self.threads: list[Thread[Any]] = []
@@ -268,6 +291,8 @@ class Machine:
     def block(self, ready: Callable[[], bool] | None, until: int | None = None) -> None:
         """The thread that calls waits until something is so, or until an instant; None: it may go on."""
         thread = self.current
+        if self.off and any(each.thread is threading.current_thread() for each in self.threads):
+            raise Ended
         if thread is None or thread.thread is not threading.current_thread():
             # Before the machine runs, or after it: there is nobody to wait for.
             if ready is not None and not ready() and until is None:

@@ -120,11 +120,11 @@ class Courier:
 
     def hurry(self, *, here: bool) -> None:
         """There is something to do now: do it on this thread, if it may wait and no other does it already."""
-        if here and self._rounds.acquire(blocking=False):
+        if here and not self._rounds.locked():
             try:
-                news = self._round()
+                with self._rounds:
+                    news = self._round()
             finally:
-                self._rounds.release()
                 due = self._next()
                 if due < inf:
                     self.ring(due)

@@ -121,27 +121,37 @@ class Desk:
     def settle(self, reports: Sequence[Report]) -> None:
         """Have it told to the store what became of calls."""
         with self.lock:
-            for report in reports:
-                grant = report.grant
-                if self._held.pop(id(grant), None) is None:
-                    continue  # a parent's, from before a fork
-                if self.share is not None:
-                    self._look()
-                    if grant.epoch != LOCAL:
-                        self.share.ended(grant)
-                    else:
-                        self.share.settle(report)
-                        self._count(grant, -1)
-                        continue
-                elif id(grant) in self._unknown:  # nor need the store ever know of it
-                    self._unknown.discard(id(grant))
-                    self._count(grant, -1)
-                    continue
-                self.reports.append(report)
-                if self.settle_at == inf:
-                    self.settle_at = time.monotonic() + self._lingers
-            self.awake()
-            self.courier.ring(self.settle_at if self.share is None else self.due_at())
+            try:
+                for report in reports:
+                    self._settle(report)
+            except BaseException:  # Ctrl-C: what has been done is not done again
+                for report in reports:
+                    self._settle(report)
+                self._recount()
+                raise
+            finally:
+                self.awake()
+                self.courier.ring(self.settle_at if self.share is None else self.due_at())
+
+    def _settle(self, report: Report) -> None:
+        grant, key = report.grant, id(report.grant)
+        if key not in self._held:
+            return  # a parent's, from before a fork
+        if self.settle_at == inf:
+            self.settle_at = time.monotonic() + self._lingers
+        if self.share is not None:
+            self._look()
+            if grant.epoch != LOCAL:
+                self.share.ended(grant)
+            else:
+                self.share.settle(report)
+                self._unknown.add(key)
+        del self._held[key]
+        if key in self._unknown:  # nor need the store ever know of it
+            self._unknown.discard(key)
+            self._count(grant, -1)
+        else:
+            self.reports += (report,)
 
     def awake(self) -> None:
         """There is something to do, under the lock."""
@@ -212,6 +222,7 @@ class Desk:
             told, self.reports = self.reports[:MOST_REPORTS], self.reports[MOST_REPORTS:]
             self.unsure = next(_sequences), told
             for grant, _ in told:
+                self._held.pop(id(grant), None)
                 self._count(grant, -1)
         self.settle_at = now if self.reports else inf
         sequence, reports = self.unsure or (0, [])
@@ -276,13 +287,17 @@ class Desk:
             error: for those who do not wait for that.
         """
         self.owes = True
-        self.flying, self.pinned = 0, [0] * len(self.plan.rules)
-        for grant in self._held.values():
-            self._count(grant, +1)
-        for grant, _ in self.reports:
-            self._count(grant, +1)
         told = None if self.policy.share else error  # they will have it of our share
-        return [waiter for line in self.lines.values() for waiter in line.put_back(told)]
+        woken = [waiter for line in self.lines.values() for waiter in line.put_back(told)]
+        for grant, _ in (*self.reports, *(self.unsure or (0, ()))[1]):
+            self._held.pop(id(grant), None)
+        self._recount()
+        return woken
+
+    def _recount(self) -> None:
+        self.flying, self.pinned = 0, [0] * len(self.plan.rules)
+        for grant in (*self._held.values(), *(report.grant for report in self.reports)):
+            self._count(grant, +1)
 
     def fail(self, errand: Errand, error: Exception, now: float) -> tuple[list[Waiter], bool]:
         """A trade will never be made: these limits are not in force, say.

@@ -60,6 +60,7 @@ class Waiter:
         "max_wait",
         "number",
         "once",
+        "order",
         "priority",
         "state",
         "told",
@@ -75,6 +76,7 @@ class Waiter:
         self.once = once
         self.number = 0
         self.line: SharedLine | None = None
+        self.order: Order[Waiter] | None = None
         self.state = GONE
         self.grant: Granted | None = None
         self.told: Decision | None = None
@@ -163,12 +165,12 @@ class SharedLine:
             try:
                 self._join(waiter, late, hurry=max_wait is None)
                 self._block(waiter, waiter.bell)
+                late = self._outcome(waiter)
+                if self.desk.now_us() <= late.use_before_us:
+                    return late, waiter.asked_us
             except BaseException:
                 self.abandon(waiter)
                 raise
-            late = self._outcome(waiter)
-            if self.desk.now_us() <= late.use_before_us:
-                return late, waiter.asked_us
 
     def _block(self, waiter: Waiter, bell: threading.Event) -> None:
         """Until it has an answer. A bell may ring for one that it had before."""
@@ -200,6 +202,9 @@ class SharedLine:
                 await waiter.future
                 while self._still_waits(waiter, loop):
                     await waiter.future
+                late = self._outcome(waiter)
+                if self.desk.now_us() <= late.use_before_us:
+                    return late, waiter.asked_us
             except GeneratorExit:  # it is thrown away, maybe by a collection in the midst of our own work
                 self.desk.courier.bury(waiter)
                 raise
@@ -209,9 +214,6 @@ class SharedLine:
             finally:
                 for timer in alarm:
                     timer.cancel()
-            late = self._outcome(waiter)
-            if self.desk.now_us() <= late.use_before_us:
-                return late, waiter.asked_us
 
     def _still_waits(self, waiter: Waiter, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether it was woken for an answer that it had before."""
@@ -244,12 +246,12 @@ class SharedLine:
             waiter.grant = None
         with self._lock:
             self.desk.refuse()
-            waiter.state, waiter.line = WAITING, self
+            waiter.line, waiter.order, waiter.state = self, self._order, WAITING
+            self.waiting += 1
             if late is None:
                 self._order.join(waiter)
             else:
                 self._order.rejoin(waiter)
-            self.waiting += 1
             if self._order.leads(waiter) and not any(
                 other.state == ASKING and other.priority >= waiter.priority for other in self._asked
             ):  # behind others there is nothing to ask
@@ -300,13 +302,15 @@ class SharedLine:
 
     def _leave(self, waiter: Waiter) -> None:
         """Leave the line, under the lock. If it is being asked for, the answer finds it gone."""
-        stands = self._order.remove(waiter) if waiter.state == WAITING else waiter in self._asked
+        if waiter.order is not self._order:
+            return  # it stood in a parent's, before a fork
+        if waiter.state == WAITING:
+            self._order.remove(waiter)
         if waiter in self._overdue:
             self._overdue.remove(waiter)
-        if stands:  # else it is a parent's, from before a fork
-            self.waiting -= 1
-            self.look()  # what was told may have been for it
-            self.desk.courier.ring(self.desk.due_at())
+        self.waiting -= 1
+        self.look()  # what was told may have been for it
+        self.desk.courier.ring(self.desk.due_at())
 
     def watch(self, watcher: Callable[[Wait], None]) -> None:
         """Call ``watcher`` whenever what the head waits for is another."""
@@ -348,9 +352,7 @@ class SharedLine:
         self._anew = False
         asked, order = self._asked, self._order
         while order and len(asked) < self._appetite:
-            waiter = order.pop()
-            waiter.state = ASKING
-            asked.append(waiter)
+            order.pop(asked).state = ASKING
         return [waiter.costs for waiter in asked]
 
     def put_back(self, error: Exception | None = None) -> list[Waiter]:
@@ -361,17 +363,18 @@ class SharedLine:
         """
         woken = []
         for waiter in reversed(self._asked):
-            if waiter.state in (GRANTED, FAILED):
-                woken.append(waiter)
-            elif waiter.state != ASKING:
-                continue
-            elif waiter.once and error is not None:
+            if waiter.state == ASKING and waiter.grant is not None:  # that was half done
+                self.desk.hold(waiter.grant)
+                waiter.told, waiter.state = waiter.grant, GRANTED
+                self.waiting -= 1
+            if waiter.state == ASKING and waiter.once and error is not None:
                 waiter.error, waiter.state = error, FAILED
                 self.waiting -= 1
-                woken.append(waiter)
-            else:
+            if waiter.state in (WAITING, ASKING):
                 waiter.state = WAITING
-                self._order.push_back(waiter)
+                self._order.restore(waiter)
+            elif waiter.state != GONE:
+                woken.append(waiter)
         self._asked = []
         self.due = 0.0
         return woken if error is None else woken + self._end_overdue()
@@ -380,9 +383,8 @@ class SharedLine:
         """None of them will get a permit; returns them."""
         failed = self.put_back(error)
         while self._order:
-            waiter = self._order.pop()
+            waiter = self._order.pop(failed)
             waiter.error, waiter.state = error, FAILED
-            failed.append(waiter)
         self.waiting = 0
         return failed
 
@@ -405,8 +407,8 @@ class SharedLine:
                 if not here:
                     self.desk.give_back(answer)
                     continue
-                self.desk.hold(answer)
                 waiter.grant, state = answer, GRANTED
+                self.desk.hold(answer)
             elif isinstance(answer, Wait):
                 wait = wait or answer
                 if not here:
