@@ -233,9 +233,9 @@ class Limiter:
         self._listening = threading.Lock()
 
     def __repr__(self) -> str:
-        used = self.used()
         parts = [
-            f"{limit.name} {used[limit.name]}/{limit.burst or limit.amount}" for limit in self.plan.limits
+            f"{limit.name} {used}/{limit.burst or limit.amount}"
+            for limit, used in zip(self.plan.limits, self._line.used(), strict=True)
         ]
         return f"<Limiter {self.key!r} {', '.join(parts) or 'without limits'}, {self.waiting} waiting>"
 

@@ -132,6 +132,17 @@ class Courier:
         else:
             self.ring(0.0)
 
+    def wait(self, bell: threading.Event, seconds: float | None) -> bool:
+        """Wait for a bell that a round may ring; whether it did. Without a thread, go round here."""
+        until = inf if seconds is None else time.monotonic() + seconds
+        while self._thread is None and not bell.is_set():
+            now = time.monotonic()
+            if now >= until:
+                return False
+            bell.wait(min(max(min(self._next(), until) - now, 0.0), IDLE_SECONDS))
+            self.hurry(here=True)
+        return bell.wait(None if seconds is None else max(until - time.monotonic(), 0.0))
+
     def bury(self, waiter: Waiter) -> None:
         """Nobody will come back for it. It may be any moment, with our own work half done: later, then."""
         self._buried.append(waiter)

@@ -174,10 +174,11 @@ class SharedLine:
 
     def _block(self, waiter: Waiter, bell: threading.Event) -> None:
         """Until it has an answer. A bell may ring for one that it had before."""
+        wait = self.desk.courier.wait
         while waiter.state in (WAITING, ASKING):
             if waiter.max_wait is None:
-                bell.wait()
-            elif not (bell.wait(self._left(waiter)) or self._expire(waiter) or bell.wait(ANSWER_SECONDS)):
+                wait(bell, None)
+            elif not (wait(bell, self._left(waiter)) or self._expire(waiter) or wait(bell, ANSWER_SECONDS)):
                 self._expire(waiter, last=True)
             bell.clear()
 
@@ -311,6 +312,10 @@ class SharedLine:
         self.waiting -= 1
         self.look()  # what was told may have been for it
         self.desk.courier.ring(self.desk.due_at())
+
+    def used(self) -> tuple[int, ...]:
+        """Units that stood against each limit, whoever used them, as the store said at last."""
+        return self.desk.used or (0,) * len(self.plan.rules)
 
     def watch(self, watcher: Callable[[Wait], None]) -> None:
         """Call ``watcher`` whenever what the head waits for is another."""
