@@ -69,7 +69,7 @@ class AcquireTimeout(NotSent, TimeoutError):
     """No permit came within ``max_wait``.
 
     Attributes:
-        limit: name of the limit that was in the way, or None if others were first in line.
+        limit: name of the limit that was in the way, or None if others were first in line, or the key was paused.
         retry_after_seconds: seconds until that limit would have opened, or None if nobody can say.
     """
 

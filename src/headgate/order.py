@@ -120,7 +120,7 @@ def refusal(plan: Plan, costs: Costs, answer: Refused) -> CostExceedsLimit:
 def timeout(plan: Plan, max_wait: float, rule: int = -1, seconds: float | None = None) -> AcquireTimeout:
     """No permit came in time: ``rule`` is in the way, for so many seconds."""
     name = plan.limits[rule].name if rule >= 0 else None
-    why = "others are first in line"
+    why = "others are first in line, or the key is paused"
     if name is not None:
         why = f"{name} opens " + ("when a call ends" if seconds is None else f"in {seconds:.3g} s")
     return AcquireTimeout(f"no permit within {max_wait:g} s: {why}", limit=name, retry_after_seconds=seconds)
