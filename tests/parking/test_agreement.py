@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,43 @@ def lots(
         yield [one(clock), two(clock), three(clock)]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=steps)
 def test_all_lots_agree(lots: list[Lot], clock: Clock, history: list[tuple[Any, ...]]) -> None:
+    follow(lots, clock, history)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_lots_agree_for_long(lots: list[Lot], clock: Clock, seed: int) -> None:
+    follow(lots, clock, long_history(random.Random(seed)))
+
+
+def long_history(chance: random.Random) -> Iterator[tuple[Any, ...]]:
+    """Few ids and low numbers, so that most verbs meet something."""
+    one_of = chance.choice
+    for _ in range(3_000):
+        id, release = one_of("abBcé"), one_of((0, 0, 1, 1, 2, 2, 3, 4, 6))
+        match chance.randrange(40):
+            case 0:
+                yield "drop", "k", id
+            case 1:
+                yield "move", 1_800 * SECOND
+            case 2:
+                yield "move", one_of((-SECOND, -9 * SECOND))
+            case draw if draw < 14:
+                place = one_of((None, None, 1, 2, 3, 900))
+                yield "park", "k", id, release, one_of((b"", b"x")), (release,), place
+            case draw if draw < 22:
+                yield "take", "k", one_of(("me", "me", "you")), one_of((0, 1, 1, 5)), one_of((1, 3)) * SECOND
+            case draw if draw < 28:
+                yield "leave", "k", id, release
+            case draw if draw < 32:
+                yield "enter", "k", id, release
+            case _:
+                yield "move", one_of((1, SECOND // 2, SECOND, 2 * SECOND))
+
+
+def follow(lots: list[Lot], clock: Clock, history: Iterable[tuple[Any, ...]]) -> None:
     clock.us = places.START_US * 10
     prefix = f"{next(_numbers)}-"
     for verb, where, *facts in history:
@@ -72,6 +107,7 @@ def test_all_lots_agree(lots: list[Lot], clock: Clock, history: list[tuple[Any, 
         agree([getattr(lot, verb)(key, *facts) for lot in lots])
         agree([lot.peek(key, 2, "me") for lot in lots])
     agree([lot.keys() for lot in lots])
+    clock.us += 2 * SECOND  # nobody is the releaser
     for key in ("k", "other"):
         agree([lot.peek(prefix + key, 9) for lot in lots])
         agree([lot.take(prefix + key, "me", 9, SECOND) for lot in lots])

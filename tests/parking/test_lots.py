@@ -127,6 +127,18 @@ def test_who_is_parked_again_stands_where_it_stood(lot: Lot) -> None:
     assert take(lot, 9) == [("b", 2), ("c", 1), ("a", 2)]
 
 
+def test_it_is_known_since_when_a_task_is_in_the_lot(lot: Lot, clock: Clock) -> None:
+    park(lot, "a")
+    clock.us += SECOND
+    take(lot)
+    lot.park("k", "a", 1, b"", (), 1)
+    [one] = lot.take("k", "me", 1, LEASE_US).parked
+    assert one.since_us == START_US
+    lot.leave("k", "a", 2)
+    lot.park("k", "a", 2, b"", (), 1)
+    assert [one.since_us for one in lot.peek("k", 1).parked] == [clock.us]
+
+
 def test_the_end_is_behind_every_place_that_was_given(lot: Lot) -> None:
     assert lot.park("k", "a", 3, b"", (), 500) == 500
     assert park(lot, "b") == [501]

@@ -14,6 +14,7 @@ from headgate.core.text import parse_limits
 from headgate.errors import ConfigurationError, StoreUnavailable
 from headgate.parking import Arrival, Lot, lot_of
 from headgate.stores.redis import RedisStore
+from tests.parking.places import Clock
 from tests.servers.redis import RedisServer
 
 
@@ -62,6 +63,24 @@ def test_what_waits_or_is_out_is_kept_for_ever_and_the_rest_for_a_day(lot: Lot, 
     assert lives() == {-1}
     lot.leave("k", "a", 1)
     assert lives() == {86_400}
+
+
+def test_bodies_go_with_their_tasks_and_what_left_goes_in_time(
+    redis_of_all: RedisServer, client: redis.Redis
+) -> None:
+    redis_of_all.flush()
+    clock = Clock()
+    with closing(RedisStore(redis_of_all.url, clock=clock)) as store:
+        lot = lot_of(store)
+        for number in range(40):
+            lot.park("k", f"{number}", 0, b"body", ())
+            lot.drop("k", f"{number}")
+        assert not client.exists("headgate:{k}:parking:bodies")
+        assert client.hlen("headgate:{k}:parking:tasks") == 40
+        clock.us += 3_600 * SECOND
+        for _ in range(3):
+            lot.leave("k", "other", 0)
+        assert client.hlen("headgate:{k}:parking:tasks") == client.zcard("headgate:{k}:parking:left") == 1
 
 
 def test_after_a_loss_it_begins_anew(lot: Lot, redis_of_all: RedisServer) -> None:

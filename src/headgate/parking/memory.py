@@ -55,8 +55,14 @@ class _Shelf:
     def count(self) -> int:
         return len(self._order[WAITS])
 
-    def out(self) -> list[tuple[bytes, Task]]:
-        return [(id, replace(self._tasks[id])) for _, id in self._order[OUT]]
+    def late(self, at: int) -> list[tuple[bytes, Task]]:
+        return [(id, replace(self._tasks[id])) for _, id in self._order[OUT][: self._first_after(at)]]
+
+    def out(self, at: int) -> list[Task]:
+        return [self._tasks[id] for _, id in self._order[OUT][self._first_after(at) :]]
+
+    def _first_after(self, at: int) -> int:
+        return bisect_left(self._order[OUT], (at + 1, b""))
 
     def is_empty(self) -> bool:
         return not self._order[WAITS] and not self._order[OUT]

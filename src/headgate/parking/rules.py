@@ -87,8 +87,11 @@ class Shelf(Protocol):
     def count(self) -> int:
         """How many wait."""
 
-    def out(self) -> list[tuple[bytes, Task]]:
-        """Those that are out, the earliest deadline first."""
+    def late(self, at: int) -> list[tuple[bytes, Task]]:
+        """Those that are out and have reached their deadline, the earliest first."""
+
+    def out(self, at: int) -> list[Task]:
+        """The others that are out, likewise."""
 
     def is_empty(self) -> bool:
         """Whether nothing waits and nothing is out."""
@@ -142,9 +145,7 @@ def take(shelf: Shelf, owner: str, most: int, lease_us: int, elapsed_us: int) ->
         return peek(shelf, owner, 0, elapsed_us)
     head.touch(elapsed_us)
     head.releaser, head.until = owner, at + RELEASER_US
-    for id, task in shelf.out():
-        if task.until > at:
-            break
+    for id, task in shelf.late(at):
         task.state, task.until = WAITS, 0
         shelf.put(id, task)
     parked = []
@@ -160,7 +161,7 @@ def take(shelf: Shelf, owner: str, most: int, lease_us: int, elapsed_us: int) ->
 def peek(shelf: Shelf, owner: str, most: int, elapsed_us: int) -> Taken:
     """See :meth:`Lot.peek`."""
     at = shelf.head.at(elapsed_us)
-    found = shelf.waiting(most) + [(id, task) for id, task in shelf.out() if task.until <= at]
+    found = shelf.waiting(most) + shelf.late(at)
     found.sort(key=lambda one: (one[1].place, one[0]))
     parked = [_parked(id, task, b"", elapsed_us - at) for id, task in found[:most]]
     return _sight(shelf, owner, parked, elapsed_us)
@@ -205,15 +206,14 @@ def _bury(shelf: Shelf, id: bytes, task: Task | None, release: int, elapsed_us: 
 def _sight(shelf: Shelf, owner: str, parked: list[Parked], elapsed_us: int) -> Taken:
     head = shelf.head
     at = head.at(elapsed_us)
-    out = shelf.out()
-    in_time = [task for _, task in out if task.until > at]
+    out = shelf.out(at)
     led = at < head.until
     return Taken(
         parked,
-        shelf.count() + len(out) - len(in_time),
-        [task.costs for task in in_time],
+        shelf.count() + len(shelf.late(at)),
+        [task.costs for task in out],
         led and head.releaser == owner,
-        in_time[0].until - at + elapsed_us if in_time else None,
+        out[0].until - at + elapsed_us if out else None,
         head.releaser if led else "",
         head.until - at + elapsed_us if led else None,
     )

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 from weakref import ref
 
+from headgate.errors import StoreUnavailable
 from headgate.parking.listeners import Listeners
 from headgate.parking.rules import LEFT, OUT, WAITS, Head, Ruled, Shelf, Task
 from headgate.stores import sqlite as stores
@@ -29,7 +30,8 @@ WATCH_SECONDS = 0.02
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS parking_lots (
         id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, place INTEGER NOT NULL, shift INTEGER NOT NULL,
-        seen INTEGER NOT NULL, releaser TEXT NOT NULL, until INTEGER NOT NULL, news INTEGER NOT NULL)""",
+        seen INTEGER NOT NULL, releaser TEXT NOT NULL, until INTEGER NOT NULL, news INTEGER NOT NULL,
+        waiting INTEGER NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS parking_tasks (
         lot INTEGER NOT NULL, id BLOB NOT NULL, state INTEGER NOT NULL, release INTEGER NOT NULL,
         place INTEGER NOT NULL, since INTEGER NOT NULL, until INTEGER NOT NULL, costs TEXT NOT NULL,
@@ -40,11 +42,11 @@ _TABLES = (
         lot INTEGER NOT NULL, id BLOB NOT NULL, body BLOB NOT NULL, PRIMARY KEY (lot, id))""",
 )
 _MADE = "SELECT 1 FROM sqlite_master WHERE name = 'parking_bodies'"
-_HEAD = "SELECT id, news, place, shift, seen, releaser, until FROM parking_lots WHERE key = ?"
-_NEW = """INSERT INTO parking_lots (news, place, shift, seen, releaser, until, key)
-    VALUES (0, 0, 0, 0, '', 0, ?)"""
-_SAVE = """UPDATE parking_lots SET news = ?, place = ?, shift = ?, seen = ?, releaser = ?, until = ?
-    WHERE id = ?"""
+_HEAD = "SELECT id, news, waiting, place, shift, seen, releaser, until FROM parking_lots WHERE key = ?"
+_NEW = """INSERT INTO parking_lots (news, waiting, place, shift, seen, releaser, until, key)
+    VALUES (0, 0, 0, 0, 0, '', 0, ?)"""
+_SAVE = """UPDATE parking_lots
+    SET news = ?, waiting = ?, place = ?, shift = ?, seen = ?, releaser = ?, until = ? WHERE id = ?"""
 _TASK = "SELECT id, state, release, place, since, until, costs FROM parking_tasks WHERE lot = ?"
 _PUT = """INSERT OR REPLACE INTO parking_tasks (lot, id, state, release, place, since, until, costs)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
@@ -65,7 +67,7 @@ class _Shelf:
         self.head = Head()
         self._number: int | None = None  # none: nothing is known, and there may be no tables
         self._news = 0
-        self._changes = changes
+        self._waiting = 0  # to count them each time would take the longer the more there are
         row = None
         if db.execute(_MADE).fetchone() is not None:
             row = db.execute(_HEAD, (name,)).fetchone()
@@ -73,13 +75,13 @@ class _Shelf:
             for statement in _TABLES:
                 db.execute(statement)
         if row is not None:
-            self._number, self._news, *facts = row
+            self._number, self._news, self._waiting, *facts = row
             self.head = Head(*facts)
         self._saved = self._facts()
 
     def _facts(self) -> tuple[Any, ...]:
         head = self.head
-        return self._news, head.place, head.shift, head.seen, head.releaser, head.until
+        return self._news, self._waiting, head.place, head.shift, head.seen, head.releaser, head.until
 
     def _lot(self) -> int:
         if self._number is None:
@@ -105,6 +107,10 @@ class _Shelf:
     def put(self, id: bytes, task: Task, body: bytes | None = None) -> None:
         lot = self._lot()
         costs = " ".join(map(str, task.costs))
+        before = self._db.execute(
+            "SELECT state FROM parking_tasks WHERE lot = ? AND id = ?", (lot, id)
+        ).fetchone()
+        self._waiting += (task.state == WAITS) - (before == (WAITS,))
         facts = task.state, task.release, task.place, task.since, task.until, costs
         self._db.execute(_PUT, (lot, id, *facts))
         if body is not None:
@@ -124,15 +130,13 @@ class _Shelf:
         return self._all("AND state = ? ORDER BY place, id LIMIT ?", WAITS, most)
 
     def count(self) -> int:
-        if self._number is None:
-            return 0
-        (count,) = self._db.execute(
-            "SELECT count(*) FROM parking_tasks WHERE lot = ? AND state = ?", (self._number, WAITS)
-        ).fetchone()
-        return int(count)
+        return self._waiting
 
-    def out(self) -> list[tuple[bytes, Task]]:
-        return self._all("AND state = ? ORDER BY until, id", OUT)
+    def late(self, at: int) -> list[tuple[bytes, Task]]:
+        return self._all("AND state = ? AND until <= ? ORDER BY until, id", OUT, at)
+
+    def out(self, at: int) -> list[Task]:
+        return [task for _, task in self._all("AND state = ? AND until > ? ORDER BY until, id", OUT, at)]
 
     def is_empty(self) -> bool:
         return self._number is None or self._db.execute(_ANY, (self._number,)).fetchone() is None
@@ -204,7 +208,9 @@ class SQLiteLot(Ruled):
     # Hints
 
     def listen(self, key: str, callback: Callable[[], None]) -> Callable[[], None]:
-        [heard] = self._news([key])
+        heard = -1  # a hint for nothing, if it cannot be seen which was the last
+        with suppress(StoreUnavailable):
+            [heard] = self._news([key])
         remove = self._listeners.add(key, callback)
         with self._lock:
             self._heard.setdefault(key, heard)
