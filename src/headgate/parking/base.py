@@ -149,9 +149,9 @@ class Lot(ABC):
         Args:
             owner: whoever takes; not empty.
             most: how many, 0 to stay the releaser.
-            lease_us: after so long, those that have not left are taken for lost and go out again. It has to be
-                longer than a message takes to a worker and the worker to a permit: a message that comes after
-                the next one has gone out is stale, however often that happens.
+            lease_us: after so long, those that have not left are taken for lost and go out again. It has to
+                be longer than a message takes to a worker and the worker to a permit: a message that comes
+                after the next one has gone out is stale, however often that happens.
         """
         if not owner:
             raise ConfigurationError("expected the name of whoever takes; got an empty one")
