@@ -1,3 +1,4 @@
-from tests.servers.fixtures import empty_redis, own_redis, redis_server
+from tests.servers.fixtures import empty_redis, own_redis, rabbitmq, redis_server, s3_server
 
-__all__ = ["empty_redis", "own_redis", "redis_server"]  # a fixture is used by its name
+# A fixture is used by its name.
+__all__ = ["empty_redis", "own_redis", "rabbitmq", "redis_server", "s3_server"]
