@@ -52,6 +52,11 @@ MADE = [
     errors.StoreError("a"),
     errors.StoreUnavailable("a"),
     errors.LeaseLost("a"),
+    errors.StorageError("a"),
+    errors.InvalidObjectName("a"),
+    errors.ObjectNotFound("a"),
+    errors.ObjectTooLarge("a", size=9, most=5),
+    errors.StorageUnavailable("a"),
 ]
 
 

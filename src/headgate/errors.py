@@ -13,6 +13,11 @@ The class answers the question that a caller has first: *was my request sent?*
     │   ├── CostExceedsLimit   the cost can never fit; waiting would be for ever
     │   └── DuplicateCall      the same call waits or runs already
     ├── RunStopped             nothing more is sent, for a reason that concerns all calls
+    ├── StorageError           object storage refused, or cannot do, what was asked of it
+    │   ├── InvalidObjectName  no object can be called that; storage was not asked
+    │   ├── ObjectNotFound     there is no object of that name
+    │   ├── ObjectTooLarge     there is one, larger than was to be read
+    │   └── StorageUnavailable it did not answer, or said that it cannot now
     ├── Throttled              it was sent, and the server refused it for its rate, for too long
     ├── ValidationError        it was answered, and a validator of the caller's said no
     └── StoreError             the shared state could not be used
@@ -69,7 +74,8 @@ class AcquireTimeout(NotSent, TimeoutError):
     """No permit came within ``max_wait``.
 
     Attributes:
-        limit: name of the limit that was in the way, or None if others were first in line, or the key was paused.
+        limit: name of the limit that was in the way, or None if others were first in line, or the key was
+            paused.
         retry_after_seconds: seconds until that limit would have opened, or None if nobody can say.
     """
 
@@ -145,3 +151,33 @@ class StoreUnavailable(StoreError):
 
 class LeaseLost(StoreError):
     """The store says that a slot is no longer ours."""
+
+
+class StorageError(HeadgateError):
+    """Object storage refused, or cannot do, what was asked of it; asking again is of no use."""
+
+
+class InvalidObjectName(StorageError, ValueError):
+    """No object can be called that; storage was not asked."""
+
+
+class ObjectNotFound(StorageError, FileNotFoundError):
+    """There is no object of that name."""
+
+
+class ObjectTooLarge(StorageError):
+    """An object is larger than was to be read; nothing of it was.
+
+    Attributes:
+        size: bytes it has.
+        most: bytes that were allowed.
+    """
+
+    def __init__(self, message: str, *, size: int, most: int):
+        super().__init__(message)
+        self.size = size
+        self.most = most
+
+
+class StorageUnavailable(StorageError):
+    """Object storage did not answer, or said that it cannot now; a later try may succeed."""
