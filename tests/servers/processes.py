@@ -38,6 +38,7 @@ class Process:
         self, command: Sequence[str], *, folder: Path, log: Path, env: Mapping[str, str] | None = None
     ) -> None:
         self._log = log
+        self._name = command[0]
         # A process group of its own: Ctrl-C in a terminal is for the tests, which then stop the server.
         with log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -72,7 +73,7 @@ class Process:
         while not answers():
             if self.pid is None or time.monotonic() > deadline:
                 last = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
-                raise NotStarted(f"{self._process.args!r} does not answer. The end of its log:\n{last}")
+                raise NotStarted(f"{self._name} does not answer. The end of its log:\n{last}")
             time.sleep(0.02)
 
     def kill(self) -> None:
