@@ -13,7 +13,7 @@ import pytest
 from tests.run.running import Started, ids, plain_lines, results, run
 from tests.run.servers import Ledger, ledger_server
 
-KILLS = int(os.environ.get("KILLS") or 20)
+KILLS = int(os.environ.get("KILLS") or 10)
 LATENCY = 0.04
 SLOTS = 12
 LINES = 80 * KILLS

@@ -219,6 +219,8 @@ def assert_nothing_is_left(runner: Runner[..., Any]) -> None:
     assert runner._engine is None
 
 
+# A loop that is closed in the midst of all may leave a task that has not begun: asyncio says so.
+@pytest.mark.filterwarnings("ignore:coroutine 'Engine._see_through' was never awaited:RuntimeWarning")
 @seeds
 @pytest.mark.parametrize("timeout", [None, 0.005])
 @pytest.mark.parametrize("kind", KINDS)

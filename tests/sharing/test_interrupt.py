@@ -99,6 +99,6 @@ def test_at_any_moment_nobody_is_left_waiting_and_nothing_is_held(act: Act, othe
             break
         if wrong:
             found[at] = wrong
-        at += every(5)
+        at += every(17)
     assert at > (1 if act is tries and others else 40), "it was no test"
     assert not found, found

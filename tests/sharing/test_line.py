@@ -512,7 +512,7 @@ class TestCancelling:
         assert set(undisturbed) >= {"first", "next", "last"}
         outcomes = set()
         trade = 4 * store_seconds + 0.003
-        for switch in range(1, switches + 1, every(7)):
+        for switch in range(1, switches + 1, every(23)):
             went, _ = run_scenario(name, cancel_at=switch, store_seconds=store_seconds)
             assert set(went) >= {"first", "next", "last"}
             if "cancelled" in went:
@@ -613,7 +613,7 @@ class TestClosedLoops:
     def test_a_task_that_is_collected_at_any_moment_loses_nothing(self) -> None:
         """Its coroutine is closed wherever the collector happens to run, in the midst of our work."""
         moments = 0
-        for moment in range(1, 3_000, every(13)):
+        for moment in range(1, 3_000, every(53)):
             world = World(0, traces=True)
             found: list[bool] = []
 
