@@ -1,6 +1,5 @@
 """One look at the whole input."""
 
-import os
 import tracemalloc
 from pathlib import Path
 
@@ -46,7 +45,8 @@ def test_few_files_are_open_at_once(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     source = short(tmp_path / "in", 120_000, '{"custom_id": "id-77777", "url": "/x"}')
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    already = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 64
+    files = Path("/proc/self/fd")
+    already = len(list(files.iterdir())) if files.is_dir() else 64
     resource.setrlimit(resource.RLIMIT_NOFILE, (already + 40, hard))
     try:
         with pytest.raises(ConfigurationError, match="lines 77778 and 120000"):
