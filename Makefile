@@ -10,6 +10,12 @@ MIN := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$p -c '$(MIN)' 2>/dev/null && { echo $$p; break; }; done)
 
+# Tests whose programs share the machine by the clock: nothing else runs beside them.
+TIMED := tests/fleet tests/strict tests/stores/test_shares.py
+
+# ARGS may choose tests of one of the two runs only, for which pytest has a status of its own.
+NONE := [ $$? -eq 5 ]
+
 # Further arguments for pytest, as in `make test ARGS="-m 'not slow'"`.
 ARGS ?=
 
@@ -23,7 +29,8 @@ run: $(READY)  ## summarise 1,000 articles through a rate-limited API on this ma
 	$(BIN)/python -m examples.articles.demo
 
 test: lint  ## what CI runs: lint, then every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TIMED:%=--ignore %) $(ARGS) || $(NONE)
+	$(BIN)/python -m pytest $(TIMED) $(ARGS) || $(NONE)
 
 lint: $(READY)  ## ruff, mypy, import contracts
 	$(BIN)/ruff check
