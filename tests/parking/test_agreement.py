@@ -55,6 +55,7 @@ def clock() -> Clock:
 def lots(
     clock: Clock, redis_of_all: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[Lot]]:
+    redis_of_all.flush()
     path: Path = tmp_path_factory.mktemp("agreement") / "store"
     with places.memory() as one, places.sqlite(path) as two, places.redis(redis_of_all.url) as three:
         yield [one(clock), two(clock), three(clock)]
