@@ -265,3 +265,21 @@ def test_state_survives_a_store() -> None:
                 assert told == together.settle(plan, client, step + 1, reports, kept, now, LEASE)
         kept = decide.State.load(json.loads(json.dumps(kept.dump())))
     assert NEVER not in decide.used(plan, state, at(100))
+
+
+def test_after_the_store_was_away_whoever_had_a_lease_may_say_that_it_is_there() -> None:
+    plan = Plan(parse_limits(["concurrency=2"]))
+    state = decide.fresh(plan, START)
+    for client in ("gone before", "holds"):
+        asks = together.Line(1, 1, [plan.costs({})])
+        moment = at(0 if client == "gone before" else 18)
+        [[answer]] = together.acquire(plan, client, [asks], state, moment, LEASE)
+        assert isinstance(answer, Granted)
+    back = at(50)  # it went away at 20 s
+    together.spare(plan, state, back, 30 * SECOND, 5 * SECOND)
+    together.beat(plan, "first back", state, back, LEASE)
+    assert decide.used(plan, state, back) == (1,), "one of the two was gone before"
+    together.beat(plan, "first back", state, at(54), LEASE)
+    assert decide.used(plan, state, at(54)) == (1,)
+    together.beat(plan, "first back", state, at(55), LEASE)
+    assert decide.used(plan, state, at(55)) == (0,), "it had its time"

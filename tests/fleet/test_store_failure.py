@@ -20,10 +20,11 @@ def test_by_default_calls_wait_and_nobody_is_told(kind: Kind) -> None:
     assert row.errors == {}
 
 
-@pytest.mark.xfail(strict=False, reason="whoever comes back first takes the others for dead")
-def test_slots_stay_taken_though_the_store_was_away_for_longer_than_a_lease() -> None:
-    need("sqlite")
-    never_over(run_scenario("long", "sqlite"))
+@BOTH
+def test_slots_stay_taken_though_the_store_was_away_for_longer_than_a_lease(kind: Kind) -> None:
+    need(kind)
+    row = run_scenario("long", kind)
+    never_over(row)
 
 
 def test_refusing_it_says_so_at_once() -> None:

@@ -294,6 +294,15 @@ def claim(plan: Plan, client: str, state: State, now: Now, lease_us: int) -> Non
     member.adopted = 1
 
 
+def spare(plan: Plan, state: State, now: Now, away_us: int, grace_us: int) -> None:
+    """The store was away for ``away_us``: who could not say meanwhile that it is alive still may, so long."""
+    at, _ = decide.advance(plan, state, now)
+    if state.crowd is not None:
+        for member in state.crowd.members.values():
+            if member.until > at - away_us:  # it had its lease when the store went
+                member.until = max(member.until, at + grace_us)
+
+
 def leave(plan: Plan, client: str, state: State, now: Now) -> None:
     """A client goes in order: its places are free at once, what it still holds is given back."""
     _, alive_at = decide.advance(plan, state, now)

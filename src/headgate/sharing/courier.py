@@ -26,11 +26,12 @@ from math import inf
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 
 from headgate import events
-from headgate.core import decide
+from headgate.core import decide, together
 from headgate.core.model import SECOND, Now, Wait
 from headgate.core.plan import Plan
 from headgate.core.together import Trade, Traded
 from headgate.errors import ConfigurationError, HeadgateError, StoreUnavailable
+from headgate.sharing import desk as desks
 from headgate.sharing.desk import Desk, Errand, policy_clash
 from headgate.sharing.failure import Policy
 from headgate.sharing.line import SharedLine, Waiter, ring
@@ -226,6 +227,8 @@ class Courier:
         done: Sequence[Traded | HeadgateError]
         try:
             for errand in errands:
+                if errand.desk.away_since is not None:
+                    self._spare(errand.desk, errand.desk.away_since)
                 if errand.desk.share is not None:
                     self._rejoin(errand.desk)
             done = self.store.trade(
@@ -242,6 +245,7 @@ class Courier:
             for errand, result in zip(errands, done, strict=True):
                 desk = errand.desk
                 if isinstance(result, Traded):
+                    desk.away_since = None
                     woken += desk.finish(errand, result, now)
                 elif isinstance(result, StoreUnavailable):
                     failure = result
@@ -308,6 +312,8 @@ class Courier:
             begins = self.failed_at is None
             if begins:
                 self.failed_at = now
+                for desk in list(self.desks.values()):
+                    desk.away_since = desk.away_since or now
                 heard = self._heard(lambda desk: events.StoreFailed(desk.key, str(error)))
             for desk in list(self.desks.values()):
                 if desk.policy.refuse:
@@ -374,6 +380,13 @@ class Courier:
         with self.lock:
             for desk in desks:
                 desk.woken()
+
+    def _spare(self, desk: Desk, since: float) -> None:
+        """The store may be back: others could not say either that they are alive, and hold what they held."""
+        away = time.monotonic() - since
+        if away > desks.BEAT_SECONDS:
+            with suppress(ConfigurationError):  # the trade will say so
+                self.store.edit(desk.key, partial(_spared, round(away * SECOND)))
 
     def _rejoin(self, desk: Desk) -> None:
         """The store may be back: it has to know that others, and we, have drawn on the key without it."""
@@ -443,6 +456,12 @@ def _news(errands: Sequence[Errand], before: Sequence[Sequence[tuple[int, int]]]
                 wait = Wait(line.until_us, line.blocking)
                 found += [partial(watcher, wait) for watcher in line.watchers]
     return found
+
+
+def _spared(away_us: int, keyed: Keyed, now: Now) -> Keyed:
+    grace_us = round(desks.BEAT_SECONDS * SECOND)
+    together.spare(keyed.plan, keyed.state, now, away_us + grace_us, grace_us)
+    return keyed
 
 
 def _after_shares(keyed: Keyed, now: Now) -> Keyed:

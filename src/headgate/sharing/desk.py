@@ -61,6 +61,7 @@ class Desk:
         believed: how many the store believes to wait in each line; it has to be told otherwise, though nobody
             should have the line any more.
         unsure: the settlement that is being told, with its number: told again until an answer comes.
+        away_since: since when the store has not answered (``time.monotonic``), until it has been told.
         owes: a trade failed: it may have been made, and the store believes that we hold what we do not.
         policy: what to do when the store fails.
     """
@@ -83,6 +84,7 @@ class Desk:
         self._held: dict[int, Granted] = {}  # the grants that have not been settled here, by their id()
         self._unknown: set[int] = set()  # those of them that the store has not been told of
         self.owes = False
+        self.away_since: float | None = None
         self.flying = 0
         self.pinned = [0] * len(self.plan.rules)
         self.believed: dict[SharedLine, int] = {}
