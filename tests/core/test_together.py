@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from headgate.core import decide, together
-from headgate.core.model import ANSWERED, NEVER, SECOND, Costs, Granted, Now, Report, Signal, Wait
+from headgate.core.model import ANSWERED, NEVER, SECOND, UNSENT, Costs, Granted, Now, Report, Signal, Wait
 from headgate.core.plan import Plan
 from headgate.core.text import parse_limits
 
@@ -283,3 +283,15 @@ def test_after_the_store_was_away_whoever_had_a_lease_may_say_that_it_is_there()
     assert decide.used(plan, state, at(54)) == (1,)
     together.beat(plan, "first back", state, at(55), LEASE)
     assert decide.used(plan, state, at(55)) == (0,), "it had its time"
+
+
+def test_what_was_granted_before_all_went_by_shares_is_not_given_back_after_it() -> None:
+    plan = Plan(parse_limits(["requests=10/s:burst=10:start=full"]))
+    state = decide.fresh(plan, START)
+    line = together.Line(1, 10, [plan.costs({})] * 10)
+    [grants] = together.acquire(plan, "one", [line], state, START, LEASE)
+    state = decide.rejoin(plan, state, at(2), SECOND)
+    reports = [Report(grant, UNSENT) for grant in grants if isinstance(grant, Granted)]
+    together.trade(plan, "one", together.Trade(1, reports, (0, 0)), state, at(2.1), LEASE)
+    assert len(reports) == 10
+    assert decide.used(plan, state, at(3)) == (10,)

@@ -499,12 +499,17 @@ def retune(old: Plan, new: Plan, state: State, now: Now) -> State:
         else:
             changed.parts.append(_spent_but_held(after, len(changed.parts), state, now, at))
     _carry(state, changed)
+    _begin_other_lives(state, at)
+    return changed
+
+
+def _begin_other_lives(state: State, at: int) -> None:
+    """The marks of what clients hold are of rules, or a state of them, that are no more."""
     if state.crowd is not None:
         state.crowd.epochs = max(state.crowd.epochs, at)
-        for member in _members(state):  # their marks are of the old rules
+        for member in _members(state):
             state.crowd.epochs += 1
             member.epoch, member.adopted = state.crowd.epochs, 1
-    return changed
 
 
 def _spent_but_held(rule: Rule, index: int, state: State, now: Now, at: int) -> RuleState:
@@ -567,5 +572,6 @@ def rejoin(plan: Plan, state: State, now: Now, pause_us: int) -> State:
             limit = rule.limit
             if limit.kind != "concurrency" and (limit.kind == "bucket" or limit.period_us <= PACED_START_US):
                 state.parts[index] = _spent_but_held(rule, index, state, back, back_at)
+        _begin_other_lives(state, at)
         pause(state, back_at)
     return state

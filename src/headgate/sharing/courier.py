@@ -417,7 +417,7 @@ class Courier:
             if self._failures:
                 return
             for desk in list(self.desks.values()):
-                if desk.spoke_at and not desk.flying:
+                if desk.spoke_at and not desk.flying and time.monotonic() < deadline:
                     self.store.leave(desk.key, desk.plan)
         except HeadgateError as error:  # its lease says it
             log.debug("not everything was told at the end: %s", error)
