@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, Protocol, TypeAlias
 
 from headgate.errors import ConfigurationError
@@ -38,6 +40,10 @@ def limited(
             raise ConfigurationError(
                 "a generator function returns before it has begun: take the permit inside it"
             )
+        celery: Any = None
+        if "celery" in sys.modules:  # else nobody can have made a task of it
+            celery = import_module("headgate.integrations.celery")
+            celery.attend(limiter)
         is_coroutine = inspect.iscoroutinefunction
         if is_coroutine(function) or is_coroutine(getattr(function, "__call__", None)):  # noqa: B004
 
@@ -53,6 +59,10 @@ def limited(
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
+            if celery is not None and (attempt := celery.attempt_of(call)) is not None:
+                units = cost(*args, **kwargs) if callable(cost) else cost or {}
+                once = functools.partial(function, *args, **kwargs)
+                return celery.run(limiter, attempt, units, once, usage, priority)
             with asking(args, kwargs) as permit:
                 result = function(*args, **kwargs)
                 if usage is not None:

@@ -1,3 +1,3 @@
-from tests.servers.fixtures import s3_server
+from tests.servers.fixtures import rabbitmq, s3_server
 
-__all__ = ["s3_server"]  # a fixture is used by its name
+__all__ = ["rabbitmq", "s3_server"]  # a fixture is used by its name
