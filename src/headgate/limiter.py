@@ -310,11 +310,15 @@ class Limiter:
         Raises:
             CostExceedsLimit: the cost can never fit.
         """
-        costs = self.plan.costs(units)
+        answer = self._ask(self.plan.costs(units))
+        return answer if type(answer) is Permit else None
+
+    def _ask(self, costs: model.Costs) -> Permit | model.Wait | None:
+        """A permit, or what there is to wait for; None if others are first in line."""
         answer = self._line.ask(costs)
-        if type(answer) is model.Refused:
+        if isinstance(answer, model.Refused):
             raise refusal(self.plan, costs, answer)
-        return self._granted(answer, answer.at_us) if type(answer) is model.Granted else None
+        return self._granted(answer, answer.at_us) if isinstance(answer, model.Granted) else answer
 
     @overload
     def limited(self, function: Callable[P, R], /) -> Callable[P, R]: ...

@@ -29,6 +29,7 @@ places_ = some.none() | some.integers(0, 6)
 owners = some.sampled_from(("me", "you"))
 counts = some.integers(0, 3)
 leases = some.sampled_from((1, SECOND, 3 * SECOND))
+waits = some.sampled_from((0, 1, 200_000, 5 * SECOND))
 moves = some.sampled_from(
     (1, 300_000, SECOND, 2 * SECOND, 3 * SECOND, KEEP_SECONDS * SECOND, -1, -SECOND, -5_000 * SECOND)
 )
@@ -37,7 +38,8 @@ steps = some.lists(
         some.tuples(some.just("enter"), keys, ids, releases),
         some.tuples(some.just("park"), keys, ids, releases, bodies, costs, places_),
         some.tuples(some.just("take"), keys, owners, counts, leases),
-        some.tuples(some.just("leave"), keys, ids, releases),
+        some.tuples(some.just("leave"), keys, ids, releases, waits),
+        some.tuples(some.just("resign"), keys, owners),
         some.tuples(some.just("drop"), keys, ids),
         some.tuples(some.just("move"), moves),
     ),
@@ -90,7 +92,9 @@ def long_history(chance: random.Random) -> Iterator[tuple[Any, ...]]:
             case draw if draw < 22:
                 yield "take", "k", one_of(("me", "me", "you")), one_of((0, 1, 1, 5)), one_of((1, 3)) * SECOND
             case draw if draw < 28:
-                yield "leave", "k", id, release
+                yield "leave", "k", id, release, one_of((0, SECOND // 3))
+            case 28:
+                yield "resign", "k", one_of(("me", "you"))
             case draw if draw < 32:
                 yield "enter", "k", id, release
             case _:

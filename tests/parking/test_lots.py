@@ -181,7 +181,7 @@ def test_who_has_left_in_time_is_not_let_out_again(lot: Lot, clock: Clock) -> No
 def test_one_alone_may_take_until_its_lease_lapses(lot: Lot, clock: Clock) -> None:
     park(lot, "a", "b", "c")
     assert take(lot) == [("a", 1)]
-    clock.us += SECOND
+    clock.us += RELEASER_SECONDS * SECOND - 1
     refused = lot.take("k", "other", 5, LEASE_US)
     assert (refused.parked, refused.waiting, refused.out) == ([], 2, [(1, 2)])
     assert (refused.is_releaser, refused.releaser) == (False, "me")
@@ -385,3 +385,37 @@ def test_the_poller_of_a_file_ends_with_those_who_listen(tmp_path: os.PathLike[s
     stop()
     wait_until(lambda: not [one for one in threading.enumerate() if one.name == "headgate-parking"])
     store.close()
+
+
+def test_it_learns_how_long_tasks_take_to_a_worker(open_one: Open) -> None:
+    clock = Clock()
+    lot = open_one(clock)
+    assert lag_of(lot, clock, 80_000, waited_us=30_000) == 50_000
+    assert lag_of(lot, clock, 90_000) == 90_000, "it grows at once"
+    assert lag_of(lot, clock, 10_000) == 80_000, "and shrinks by an eighth"
+    lot.park("k", "a", 0, b"", ())
+    lot.take("k", "me", 1, SECOND)
+    lot.park("k", "a", 1, b"", ())
+    lot.leave("k", "a", 1)
+    assert lot.peek("k").lag_us == 80_000, "one that waits says nothing of it"
+
+
+def lag_of(lot: Lot, clock: Clock, passes_us: int, *, waited_us: int = 0) -> int:
+    """After one more has left, so long after it was let out."""
+    id = str(clock.us)
+    lot.park("k", id, 0, b"", ())
+    lot.take("k", "me", 1, SECOND)
+    clock.us += passes_us
+    assert lot.leave("k", id, 1, waited_us)
+    return lot.peek("k").lag_us
+
+
+def test_one_resigns_and_another_may_take(open_one: Open) -> None:
+    lot = open_one(Clock())
+    lot.park("k", "a", 0, b"", ())
+    lot.take("k", "me", 0, SECOND)
+    lot.resign("k", "you")
+    assert not lot.take("k", "you", 1, SECOND).is_releaser
+    lot.resign("k", "me")
+    assert lot.peek("k").releaser == ""
+    assert [parked.id for parked in lot.take("k", "you", 1, SECOND).parked] == ["a"]

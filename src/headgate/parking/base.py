@@ -34,7 +34,7 @@ from headgate.stores.base import Store
 
 KEEP_SECONDS = 3600
 """So long it is known which tasks have left, and under which release."""
-RELEASER_SECONDS = 2
+RELEASER_SECONDS = 1
 """So long one worker alone may take; each take begins it anew."""
 BODY_BYTES = 1 << 20
 """No body is larger, unless a lot's ``largest_body`` says otherwise."""
@@ -84,6 +84,8 @@ class Taken:
         is_releaser: whether who asked may take.
         due_us: the earliest deadline of one that is out; None if none is.
         releaser: who may take, until ``until_us``; empty and None if nobody does.
+        lag_us: how long it takes, of late, from a take until a worker has the task: quick to grow, slow to
+            shrink.
     """
 
     parked: list[Parked]
@@ -93,6 +95,7 @@ class Taken:
     due_us: int | None
     releaser: str
     until_us: int | None
+    lag_us: int
 
 
 class Lot(ABC):
@@ -165,13 +168,20 @@ class Lot(ABC):
         """
         return self._peek(key, owner, _whole("how many to look at", most, 0))
 
-    def leave(self, key: str, id: str, release: int) -> bool:
+    def leave(self, key: str, id: str, release: int, waited_us: int = 0) -> bool:
         """It has got its permit, or has ended: its body goes, its release is known for KEEP_SECONDS.
 
         Returns False, and changes nothing, if it has gone on under a later release. To say it of a task that
         was never parked is possible, and costs the memory of it.
+
+        Args:
+            waited_us: how long it has been at a worker.
         """
-        return self._leave(key, _id(id), _release(release))
+        return self._leave(key, _id(id), _release(release), _whole("a wait in µs", waited_us, 0))
+
+    def resign(self, key: str, owner: str) -> None:
+        """``owner`` takes no more: somebody else may at once."""
+        self._resign(key, owner)
 
     def drop(self, key: str, id: str) -> bool:
         """Take it out, whatever its state; for KEEP_SECONDS every message of it is stale.
@@ -207,7 +217,10 @@ class Lot(ABC):
     def _peek(self, key: str, owner: str, most: int) -> Taken: ...
 
     @abstractmethod
-    def _leave(self, key: str, id: bytes, release: int) -> bool: ...
+    def _leave(self, key: str, id: bytes, release: int, waited_us: int) -> bool: ...
+
+    @abstractmethod
+    def _resign(self, key: str, owner: str) -> None: ...
 
     @abstractmethod
     def _drop(self, key: str, id: bytes) -> bool: ...

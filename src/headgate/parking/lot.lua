@@ -18,10 +18,11 @@ if not elapsed then
   elapsed = time[1] * 1000000 + time[2]
 end
 
-local found = call('HMGET', HEAD, 'place', 'shift', 'seen', 'until', 'releaser', 'fades')
+local found = call('HMGET', HEAD, 'place', 'shift', 'seen', 'until', 'releaser', 'fades', 'lease', 'lag')
 local head = {
   place = tonumber(found[1] or 0), shift = tonumber(found[2] or 0), seen = tonumber(found[3] or 0),
   ['until'] = tonumber(found[4] or 0), releaser = found[5] or '', fades = found[6],
+  lease = tonumber(found[7] or 0), lag = tonumber(found[8] or 0),
 }
 local behind = head.seen - elapsed
 if behind < 0 then behind = 0 end
@@ -70,7 +71,8 @@ local function save()
     call('HDEL', TASKS, unpack(old))
   end
   call('HSET', HEAD, 'place', whole(head.place), 'shift', whole(head.shift + behind), 'seen', whole(elapsed),
-    'until', whole(head['until']), 'releaser', head.releaser)
+    'until', whole(head['until']), 'releaser', head.releaser, 'lease', whole(head.lease),
+    'lag', whole(head.lag))
   -- What waits or is out is kept for ever; else all goes a day after it was last touched.
   if is_empty() then
     call('HSET', HEAD, 'fades', '1')
@@ -134,7 +136,7 @@ local function sight(parked, lapsed)
   end
   return {
     elapsed, at, head.releaser, head['until'], call('ZCARD', WAITING) + call('ZCARD', OUT) - #ids,
-    out[2] and tonumber(out[2]) or false, costs, parked, lapsed,
+    out[2] and tonumber(out[2]) or false, costs, head.lag, parked, lapsed,
   }
 end
 
@@ -168,7 +170,7 @@ end
 if verb == 'take' then
   local owner, most, lease = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
   if head.releaser ~= owner and at < head['until'] then return sight({}, {}) end
-  head.releaser, head['until'] = owner, at + releaser_us
+  head.releaser, head['until'], head.lease = owner, at + releaser_us, lease
   for _, late in ipairs(call('ZRANGEBYSCORE', OUT, '-inf', whole(at))) do
     local task = find(late)
     if task then
@@ -204,8 +206,21 @@ if verb == 'leave' then
   local release = tonumber(ARGV[8])
   local task, before = find(id)
   if task and task.release > release then return {elapsed, 0} end
+  if task and task.state == '1' then
+    local lag = math.max(at - tonumber(ARGV[9]) - (task.till - head.lease), 0)
+    head.lag = math.max(lag, head.lag - math.floor((head.lag - lag) / 8))
+  end
   bury(id, task, before, release)
   return {elapsed, 1}
+end
+
+if verb == 'resign' then
+  if head.releaser == ARGV[7] and at < head['until'] then
+    head['until'] = at
+    save()
+    tell()
+  end
+  return {elapsed}
 end
 
 if verb == 'drop' then

@@ -86,7 +86,7 @@ class RedisLot(Lot):
     def _take(self, key: str, owner: str, most: int, lease_us: int) -> Taken:
         name = owner.encode("utf-8", "surrogatepass")
         reply = self._run(key, "take", name, most, lease_us)
-        flat = reply[7]
+        flat = reply[8]
         back_us = self._back_us(reply)
         parked = [
             _parked(id, text, body, back_us)
@@ -98,14 +98,17 @@ class RedisLot(Lot):
         reply = self._run(key, "peek", most)
         back_us = self._back_us(reply)
         found: list[tuple[bytes, bytes]] = []
-        for flat in reply[7:]:
+        for flat in reply[8:]:
             found += zip(flat[::2], flat[1::2], strict=True)
         found.sort(key=lambda one: (int(one[1].split(b" ")[2]), one[0]))
         parked = [_parked(id, text, b"", back_us) for id, text in found[:most]]
         return self._taken(reply, owner.encode("utf-8", "surrogatepass"), parked)
 
-    def _leave(self, key: str, id: bytes, release: int) -> bool:
-        return bool(self._run(key, "leave", id, release)[1])
+    def _leave(self, key: str, id: bytes, release: int, waited_us: int) -> bool:
+        return bool(self._run(key, "leave", id, release, waited_us)[1])
+
+    def _resign(self, key: str, owner: str) -> None:
+        self._run(key, "resign", owner.encode("utf-8", "surrogatepass"))
 
     def _drop(self, key: str, id: bytes) -> bool:
         return bool(self._run(key, "drop", id, DROPPED)[1])
@@ -116,7 +119,7 @@ class RedisLot(Lot):
         return int(elapsed - at - self._store._shift)
 
     def _taken(self, reply: Sequence[Any], owner: bytes, parked: list[Parked]) -> Taken:
-        _, at, releaser, until, waiting, due, out = reply[:7]
+        _, at, releaser, until, waiting, due, out, lag = reply[:8]
         back_us = self._back_us(reply)
         led = at < until
         return Taken(
@@ -127,6 +130,7 @@ class RedisLot(Lot):
             None if due is None else due + back_us,
             releaser.decode("utf-8", "surrogatepass") if led else "",
             until + back_us if led else None,
+            lag,
         )
 
     def _run(self, key: str, verb: str, *facts: bytes | str | int) -> list[Any]:

@@ -49,6 +49,8 @@ class Head:
         place: the last that was given.
         shift, seen: steady time less the store's, and the latter when it was last changed.
         releaser, until: who may take, and until when.
+        lease: of the last take.
+        lag: see :class:`~headgate.parking.base.Taken`.
     """
 
     place: int = 0
@@ -56,6 +58,8 @@ class Head:
     seen: int = 0
     releaser: str = ""
     until: int = 0
+    lease: int = 0
+    lag: int = 0
 
     def at(self, elapsed_us: int) -> int:
         """The steady instant."""
@@ -144,7 +148,7 @@ def take(shelf: Shelf, owner: str, most: int, lease_us: int, elapsed_us: int) ->
     if head.releaser != owner and at < head.until:
         return peek(shelf, owner, 0, elapsed_us)
     head.touch(elapsed_us)
-    head.releaser, head.until = owner, at + RELEASER_US
+    head.releaser, head.until, head.lease = owner, at + RELEASER_US, lease_us
     for id, task in shelf.late(at):
         task.state, task.until = WAITS, 0
         shelf.put(id, task)
@@ -167,14 +171,28 @@ def peek(shelf: Shelf, owner: str, most: int, elapsed_us: int) -> Taken:
     return _sight(shelf, owner, parked, elapsed_us)
 
 
-def leave(shelf: Shelf, id: bytes, release: int, elapsed_us: int) -> bool:
+def leave(shelf: Shelf, id: bytes, release: int, waited_us: int, elapsed_us: int) -> bool:
     """See :meth:`Lot.leave`."""
-    at = shelf.head.at(elapsed_us)
+    head = shelf.head
+    at = head.at(elapsed_us)
     task = _known(shelf, id, at)
     if task is not None and task.release > release:
         return False
+    if task is not None and task.state == OUT:
+        lag = max(at - waited_us - (task.until - head.lease), 0)
+        head.lag = max(lag, head.lag - (head.lag - lag) // 8)
     _bury(shelf, id, task, release, elapsed_us)
     return True
+
+
+def resign(shelf: Shelf, owner: str, elapsed_us: int) -> None:
+    """See :meth:`Lot.resign`."""
+    head = shelf.head
+    at = head.at(elapsed_us)
+    if head.releaser == owner and at < head.until:
+        head.touch(elapsed_us)
+        head.until = at
+        shelf.tell()
 
 
 def drop(shelf: Shelf, id: bytes, elapsed_us: int) -> bool:
@@ -216,6 +234,7 @@ def _sight(shelf: Shelf, owner: str, parked: list[Parked], elapsed_us: int) -> T
         out[0].until - at + elapsed_us if out else None,
         head.releaser if led else "",
         head.until - at + elapsed_us if led else None,
+        head.lag,
     )
 
 
@@ -245,8 +264,11 @@ class Ruled(Lot):
     def _peek(self, key: str, owner: str, most: int) -> Taken:
         return self._run(key, lambda shelf, now: peek(shelf, owner, most, now), changes=False)
 
-    def _leave(self, key: str, id: bytes, release: int) -> bool:
-        return self._run(key, lambda shelf, now: leave(shelf, id, release, now))
+    def _leave(self, key: str, id: bytes, release: int, waited_us: int) -> bool:
+        return self._run(key, lambda shelf, now: leave(shelf, id, release, waited_us, now))
+
+    def _resign(self, key: str, owner: str) -> None:
+        self._run(key, lambda shelf, now: resign(shelf, owner, now))
 
     def _drop(self, key: str, id: bytes) -> bool:
         return self._run(key, lambda shelf, now: drop(shelf, id, now))

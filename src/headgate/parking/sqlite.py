@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import astuple
 from typing import Any, TypeVar
 from weakref import ref
 
@@ -30,8 +31,8 @@ WATCH_SECONDS = 0.02
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS parking_lots (
         id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, place INTEGER NOT NULL, shift INTEGER NOT NULL,
-        seen INTEGER NOT NULL, releaser TEXT NOT NULL, until INTEGER NOT NULL, news INTEGER NOT NULL,
-        waiting INTEGER NOT NULL)""",
+        seen INTEGER NOT NULL, releaser TEXT NOT NULL, until INTEGER NOT NULL, lease INTEGER NOT NULL,
+        lag INTEGER NOT NULL, news INTEGER NOT NULL, waiting INTEGER NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS parking_tasks (
         lot INTEGER NOT NULL, id BLOB NOT NULL, state INTEGER NOT NULL, release INTEGER NOT NULL,
         place INTEGER NOT NULL, since INTEGER NOT NULL, until INTEGER NOT NULL, costs TEXT NOT NULL,
@@ -42,11 +43,13 @@ _TABLES = (
         lot INTEGER NOT NULL, id BLOB NOT NULL, body BLOB NOT NULL, PRIMARY KEY (lot, id))""",
 )
 _MADE = "SELECT 1 FROM sqlite_master WHERE name = 'parking_bodies'"
-_HEAD = "SELECT id, news, waiting, place, shift, seen, releaser, until FROM parking_lots WHERE key = ?"
-_NEW = """INSERT INTO parking_lots (news, waiting, place, shift, seen, releaser, until, key)
-    VALUES (0, 0, 0, 0, 0, '', 0, ?)"""
+_HEAD = """SELECT id, news, waiting, place, shift, seen, releaser, until, lease, lag
+    FROM parking_lots WHERE key = ?"""
+_NEW = """INSERT INTO parking_lots (news, waiting, place, shift, seen, releaser, until, lease, lag, key)
+    VALUES (0, 0, 0, 0, 0, '', 0, 0, 0, ?)"""
 _SAVE = """UPDATE parking_lots
-    SET news = ?, waiting = ?, place = ?, shift = ?, seen = ?, releaser = ?, until = ? WHERE id = ?"""
+    SET news = ?, waiting = ?, place = ?, shift = ?, seen = ?, releaser = ?, until = ?, lease = ?, lag = ?
+    WHERE id = ?"""
 _TASK = "SELECT id, state, release, place, since, until, costs FROM parking_tasks WHERE lot = ?"
 _PUT = """INSERT OR REPLACE INTO parking_tasks (lot, id, state, release, place, since, until, costs)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
@@ -80,8 +83,7 @@ class _Shelf:
         self._saved = self._facts()
 
     def _facts(self) -> tuple[Any, ...]:
-        head = self.head
-        return self._news, self._waiting, head.place, head.shift, head.seen, head.releaser, head.until
+        return self._news, self._waiting, *astuple(self.head)
 
     def _lot(self) -> int:
         if self._number is None:

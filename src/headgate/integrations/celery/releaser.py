@@ -2,7 +2,8 @@
 
 Every worker attends; for each key the lot says which one releases. It looks at the limits as they stand in
 the store, and at the costs of those that are out and of those that are next, and lets out as many as will get
-their permits within the time that a message takes to a worker.
+their permits within the time that a message takes to a worker. That time is measured: a task that comes too
+early would sleep in a worker's slot, and one that comes too late leaves a permit unused.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from kombu.serialization import loads, prepare_accept_content
 from headgate.core import decide
 from headgate.core.model import NEVER, SECOND, Now, Wait
 from headgate.errors import HeadgateError
+from headgate.integrations.celery.queues import consume_due, due_queue, lacks_due
 from headgate.integrations.celery.tasks import HEADER
-from headgate.parking import Lot, Parked, lot_of
+from headgate.parking import RELEASER_SECONDS, Lot, Parked, lot_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -35,12 +37,12 @@ log = logging.getLogger("headgate")
 
 LEASE_US = 30 * SECOND
 """A task that is out for so long without a permit is taken for lost, and is let out again."""
-LEAD_US = SECOND // 4
-"""How long before its turn a task is let out: a message takes its time to a worker."""
+LEADS_US = SECOND // 100, SECOND // 2
+"""Least and most of how long before its turn a task is let out."""
 MOST = 256
 """Tasks let out at once."""
-LOOK_SECONDS = 1.0
-"""How often to look at least, while anything is parked or may be: a hint can be lost."""
+LOOK_SECONDS = RELEASER_SECONDS * 0.4
+"""How often to look at least, while anything is parked: hints can be lost, and the lease has to go on."""
 PAUSE_SECONDS = 0.005
 """Between two looks at a key at which something goes on."""
 
@@ -52,32 +54,55 @@ def attend(limiter: Limiter) -> None:
     _attended.add(limiter)
 
 
-class Releaser:
-    """A thread in the main process of a worker."""
+class Attended:
+    """A key that is attended.
 
-    def __init__(self, app: Celery) -> None:
-        self.app = app
+    Attributes:
+        width: how many of those that wait are looked at; no more than may be due.
+    """
+
+    def __init__(self, limiter: Limiter, bell: threading.Event) -> None:
+        self.limiter = limiter
+        self.lot: Lot = lot_of(limiter.store)
+        self.stop = self.lot.listen(limiter.key, bell.set)
+        self.width = 8
+        self.failed = False
+
+
+class Releaser:
+    """A thread in the main process of a worker.
+
+    Args:
+        consumer: Celery's own, of that worker.
+    """
+
+    def __init__(self, consumer: Any) -> None:
+        self.app: Celery = consumer.app
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
+        self._consumer = consumer
         self._bell = threading.Event()
         self._ends = False
-        self._lots: dict[tuple[int, str], tuple[Limiter, Lot]] = {}
-        self._stops: list[Any] = []
-        self._failed = False
+        self._keys: dict[tuple[int, str], Attended] = {}
         self._thread = threading.Thread(target=self._serve, name="headgate-releaser", daemon=True)
 
     def start(self) -> None:
+        """Begin; in the consumer's thread."""
+        if _attended:
+            consume_due(self._consumer)
         self._thread.start()
 
     def stop(self) -> None:
+        """End, and let others take over at once."""
         self._ends = True
         self._bell.set()
         self._thread.join(5)
 
-    def drop(self, id: str) -> None:
-        """A task was revoked: no copy of it comes any more."""
-        for limiter, lot in list(self._lots.values()):
-            with suppress(HeadgateError):  # it will be let out, and revoked, again
-                lot.drop(limiter.key, id)
+    def drop(self, key: str, id: str) -> None:
+        """A task was revoked or has expired: no copy of it comes any more."""
+        for attended in list(self._keys.values()):
+            if attended.limiter.key == key:
+                with suppress(HeadgateError):  # it will be let out, and revoked, again
+                    attended.lot.drop(key, id)
 
     def _serve(self) -> None:
         try:
@@ -85,45 +110,53 @@ class Releaser:
                 self._bell.clear()
                 self._bell.wait(self._round())
         finally:
-            for stop in self._stops:
-                stop()
+            for attended in self._keys.values():
+                attended.stop()
+                with suppress(HeadgateError, OSError):  # then it lapses
+                    attended.lot.resign(attended.limiter.key, self.owner)
 
     def _round(self) -> float:
         """Go round the keys; seconds until the next time."""
         for limiter in list(_attended):
             whose = id(limiter.store), limiter.key
-            if whose not in self._lots:
-                lot = lot_of(limiter.store)
-                self._lots[whose] = limiter, lot
-                self._stops.append(lot.listen(limiter.key, self._bell.set))
+            if whose not in self._keys:
+                self._keys[whose] = Attended(limiter, self._bell)
+        if self._keys and lacks_due(self.app):  # queues can be added and cancelled from afar
+            self._consumer.call_soon(consume_due, self._consumer)
         pauses = [LOOK_SECONDS]
-        for limiter, lot in list(self._lots.values()):
+        for attended in list(self._keys.values()):
             try:
-                pauses.append(self._release(limiter, lot))
-                self._failed = False
+                pauses.append(self._release(attended))
+                attended.failed = False
             except (HeadgateError, OSError, OperationalError) as error:
-                if not self._failed:
-                    log.warning("what is parked for %s cannot be let out now: %s", limiter.key, error)
-                self._failed = True
+                if not attended.failed:
+                    log.warning("what is parked for %s is not let out now: %s", attended.limiter.key, error)
+                attended.failed = True
         return max(min(pauses), PAUSE_SECONDS)
 
-    def _release(self, limiter: Limiter, lot: Lot) -> float:
-        seen = lot.peek(limiter.key, MOST, self.owner)
+    def _release(self, attended: Attended) -> float:
+        """Let out what is due at one key; seconds until something may be."""
+        limiter, lot = attended.limiter, attended.lot
+        seen = lot.peek(limiter.key, attended.width, self.owner)
         if not seen.waiting or (seen.releaser and not seen.is_releaser):
             return LOOK_SECONDS
-        most, seconds = ripe(limiter, seen.out, [parked.costs for parked in seen.parked])
-        taken = lot.take(limiter.key, self.owner, most, LEASE_US)
-        for parked in taken.parked:
+        least, longest = LEADS_US
+        lead_us = min(max(seen.lag_us * 5 // 4, least), longest)
+        following = [parked.costs for parked in seen.parked]
+        most, seconds = ripe(limiter, lead_us, seen.out, following)
+        attended.width = min(4 * most, MOST) if most == len(following) else max(2 * most, 8)
+        # Also if none is due: so that this worker stays the releaser.
+        for parked in lot.take(limiter.key, self.owner, most, LEASE_US).parked:
             try:
-                self._publish(parked)
+                self._publish(limiter.key, parked)
             except OperationalError:  # the broker is away: it is taken for lost after its lease
                 raise
             except Exception:
                 log.exception("the parked task %s cannot be sent; it is tried again", parked.id)
         return seconds
 
-    def _publish(self, parked: Parked) -> None:
-        kind, encoding, body = parked.body.split(b"\n", 2)
+    def _publish(self, key: str, parked: Parked) -> None:
+        kind, encoding, home, body = parked.body.split(b"\n", 3)
         fields = loads(
             body,
             kind.decode(),
@@ -132,12 +165,18 @@ class Releaser:
         )
         signature = self.app.signature(fields)
         headers = {**(signature.options.get("headers") or {})}
-        headers[HEADER] = [parked.id, parked.release, parked.place]
-        signature.apply_async(headers=headers)
+        headers[HEADER] = {
+            "key": key,
+            "id": parked.id,
+            "release": parked.release,
+            "place": parked.place,
+        }
+        where = {"queue": due_queue(self.app, home.decode())} if home else {}
+        signature.apply_async(headers=headers, **where)
 
 
 def ripe(
-    limiter: Limiter, out: Sequence[tuple[int, ...]], following: Sequence[tuple[int, ...]]
+    limiter: Limiter, lead_us: int, out: Sequence[tuple[int, ...]], following: Sequence[tuple[int, ...]]
 ) -> tuple[int, float]:
     """How many of those that follow may go within the lead, and when to look again (seconds)."""
     found = limiter.store.look(limiter.key)
@@ -152,9 +191,9 @@ def ripe(
                 break
             if answer.until_us >= NEVER:  # an answer has to come first: one may stand by for it
                 spare = 1 if number == len(out) == 0 else 0
-                return max(number - len(out), spare), LEAD_US / SECOND / 4
-            if answer.until_us > start + LEAD_US:
-                pause = (answer.until_us - LEAD_US - start) / SECOND
+                return max(number - len(out), spare), LOOK_SECONDS / 8
+            if answer.until_us > start + lead_us:
+                pause = (answer.until_us - lead_us - start) / SECOND
                 return max(number - len(out), 0), pause
             now = _later(now, answer.until_us)
     return len(following), PAUSE_SECONDS
@@ -172,7 +211,7 @@ _releasers: dict[int, Releaser] = {}
 
 @worker_ready.connect
 def _begin(sender: Any = None, **_: Any) -> None:
-    releaser = _releasers[os.getpid()] = Releaser(sender.app)
+    releaser = _releasers[os.getpid()] = Releaser(sender)
     releaser.start()
 
 
@@ -186,5 +225,6 @@ def _end(**_: Any) -> None:
 @task_revoked.connect
 def _revoked(request: Any = None, **_: Any) -> None:
     releaser = _releasers.get(os.getpid())
-    if releaser is not None and request is not None:
-        releaser.drop(f"{request.id}:{request.retries}")
+    ticket = getattr(request, HEADER, None)
+    if releaser is not None and ticket:
+        releaser.drop(ticket["key"], ticket["id"])

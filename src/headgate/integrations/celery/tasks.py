@@ -1,21 +1,27 @@
 """The worker's side: a task asks for its permit, and is parked if it would have to wait.
 
 A message of a task is told from older copies of it by the number in its headers; the lot knows the newest.
+
+A task that was released comes a moment before its turn and waits for its permit in the slot: for a moment
+only, and not at all if it is known that the permit is further off.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from celery import current_task
 from celery.exceptions import Ignore
 from kombu.serialization import dumps
 
+from headgate.core.model import SECOND, Wait
 from headgate.core.retry import SPENDS_NO_ATTEMPT
 from headgate.errors import AcquireTimeout
+from headgate.integrations.celery.queues import home_of
 from headgate.parking import Arrival, Lot, lot_of
 from headgate.runner.outcome import Judge
 
@@ -30,9 +36,14 @@ PARKED = "PARKED"
 """The state of a task that waits for its turn, in the result backend."""
 SLOT_SECONDS = 1.0
 """A task that has been let out waits for its permit in a worker's slot for no longer than that."""
+FRONT = 0
+"""The place of one that was let through without being parked, and has to come back: before all others."""
 
 HEADER = "headgate"
-"""Of a message that comes out of a lot: [id in the lot, release number, place]."""
+"""Of a message that comes out of a lot: {"key", "id", "release", "place"}."""
+
+# Between a task's id and what tells apart those that were sent under it.
+_LIFE = "~"
 
 # What Celery says of a task itself; all else in a request are headers of the user's.
 _OWN_FIELDS = frozenset(
@@ -48,7 +59,8 @@ class Attempt:
     """One coming of a message to a worker.
 
     Attributes:
-        id: of the task in the lot: each retry of a task counts anew.
+        id: of the task in the lot.
+        redelivered: whether the broker says that it has delivered it before.
         release: how often it has been let out.
         place: where it stood; None if it was never parked.
     """
@@ -57,6 +69,12 @@ class Attempt:
     id: str
     release: int
     place: int | None
+    redelivered: bool
+
+
+def lot_id(request: Any) -> str:
+    """What a task is called in the lot. A retry, and what replaces it under its id, are others."""
+    return f"{request.id}:{request.retries}:{request.replaced_task_nesting or 0}"
 
 
 def attempt_of(function: Callable[..., Any]) -> Attempt | None:
@@ -71,11 +89,12 @@ def attempt_of(function: Callable[..., Any]) -> Attempt | None:
     request = task.request
     if request.called_directly or request.is_eager or not _is_body(task, function):
         return None
-    id = f"{request.id}:{request.retries}"
+    id = lot_id(request)
+    redelivered = bool((request.delivery_info or {}).get("redelivered"))
     ticket = getattr(request, HEADER, None)
-    if ticket and ticket[0] == id:  # else it is that of an earlier try
-        return Attempt(task, id, ticket[1], ticket[2])
-    return Attempt(task, id, 0, None)
+    if ticket and ticket["id"].partition(_LIFE)[0] == id:  # else it is that of an earlier try
+        return Attempt(task, ticket["id"], ticket["release"], ticket["place"], redelivered)
+    return Attempt(task, id, 0, None, redelivered)
 
 
 def _is_body(task: Task, function: Callable[..., Any]) -> bool:
@@ -105,15 +124,22 @@ def run(
     """
     judge = Judge(limiter.plan.meters, usage, (), None, None)
     lot, key = lot_of(limiter.store), limiter.key
+    arrived_us = limiter.store.now().elapsed_us
     arrival = lot.enter(key, attempt.id, attempt.release)
+    if arrival is Arrival.STALE and not attempt.release and not attempt.redelivered:
+        # No copy, but sent once more under an id that was used before.
+        attempt = replace(attempt, id=f"{attempt.id}{_LIFE}{uuid4().hex}")
+        arrival = lot.enter(key, attempt.id, 0)
     if arrival is Arrival.STALE:
         raise Ignore(f"an older copy of {attempt.id}")
     permit = _permit(limiter, attempt, units, priority) if arrival is Arrival.GO else None
     if permit is None:
         raise _parked(limiter, lot, attempt, units)
-    if attempt.release and not lot.leave(key, attempt.id, attempt.release):
-        permit.give_back()
-        raise Ignore(f"{attempt.id} came so late that it has been let out again")
+    if attempt.release:
+        waited_us = max(limiter.store.now().elapsed_us - arrived_us, 0)
+        if not lot.leave(key, attempt.id, attempt.release, waited_us):
+            permit.give_back()
+            raise Ignore(f"{attempt.id} came so late that it has been let out again")
     try:
         value = call()
     except Exception as error:
@@ -129,12 +155,19 @@ def run(
         permit.signal(outcome.signal)
         if outcome.kind not in SPENDS_NO_ATTEMPT:
             return value
+    if attempt.place is None:
+        attempt = replace(attempt, place=FRONT)
     raise _parked(limiter, lot, attempt, units)
 
 
 def _permit(limiter: Limiter, attempt: Attempt, units: Mapping[str, int], priority: float) -> Permit | None:
+    answer = limiter._ask(limiter.plan.costs(dict(units)))
+    if answer is not None and not isinstance(answer, Wait):
+        return answer
     if not attempt.release:
-        return limiter.try_permit(**units)
+        return None
+    if answer is not None and answer.until_us - limiter.store.now().elapsed_us > SLOT_SECONDS * SECOND:
+        return None
     try:
         return limiter.acquire(max_wait=SLOT_SECONDS, priority=priority, **units)
     except AcquireTimeout:
@@ -166,9 +199,12 @@ def packed(attempt: Attempt) -> bytes:
     mine = {name: value for name, value in vars(request).items() if name not in _OWN_FIELDS | {HEADER}}
     options["headers"] = {**mine, **(options.get("headers") or {})}
     options["headers"].pop(HEADER, None)
-    for gone in ("eta", "countdown", "redelivered", "delivery_tag", "consumer_tag"):
-        options.pop(gone, None)
+    told = request.delivery_info or {}
+    home = home_of(task.app, told.get("exchange"), told.get("routing_key"))
+    gone = ["eta", "countdown", "redelivered", "delivery_tag", "consumer_tag"]
+    for name in gone if home is None else [*gone, "queue", "exchange", "routing_key"]:
+        options.pop(name, None)
     serializer = task.serializer or task.app.conf.task_serializer
     kind, encoding, body = dumps(dict(signature), serializer=serializer)
-    head = f"{kind}\n{encoding}\n".encode()
+    head = f"{kind}\n{encoding}\n{home or ''}\n".encode()
     return head + (body if isinstance(body, bytes) else body.encode())
