@@ -1,122 +1,222 @@
-"""Tasks that wait without a slot: real workers, a real broker, a real store."""
+"""Tasks that wait without a slot: real workers, real brokers, a real store, a strict server."""
 
 from __future__ import annotations
 
-import importlib
-import os
+import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from celery import chain, chord, group
+from celery.exceptions import TaskRevokedError
 
 from headgate.integrations.celery import PARKED
 from headgate.parking import lot_of
-from tests.integrations.celery.workers import Worker, journal, most_over, two_workers
-from tests.servers.rabbitmq import RabbitMQServer
-from tests.servers.redis import RedisServer
+from tests.integrations.celery.workers import SECONDS, Place, running, wait_until
 
 pytestmark = pytest.mark.slow
-SECONDS = 90
 
 
-class Place:
-    """Where a test runs: its program, its workers, and what they wrote down."""
-
-    def __init__(self, folder: Path, program: Any, workers: list[Worker]) -> None:
-        self.folder = folder
-        self.program = program
-        self.workers = workers
-
-    def lines(self, what: str) -> list[list[str]]:
-        return [line for line in journal(self.folder) if line[1] == what]
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    broker = request.getfixturevalue("rabbitmq").url if request.param == "rabbitmq" else None
+    with running(tmp_path_factory.mktemp(request.param), broker) as found:
+        yield found
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    with RedisServer() as server:
-        socket = server.url.removeprefix("unix://")
-        broker = f"redis+socket://{socket}"
-        if request.param == "rabbitmq":
-            rabbit: RabbitMQServer = request.getfixturevalue("rabbitmq")
-            broker = rabbit.url
-        told = {
-            "BROKER": broker,
-            "BACKEND": f"redis+socket://{socket}",
-            "STORE": server.url,
-            "JOURNAL": str(tmp_path / "journal"),
-        }
-        for name, value in told.items():
-            monkeypatch.setenv(name, value)
-        from tests.integrations.celery import program
-
-        importlib.reload(program)
-        with two_workers(tmp_path, dict(os.environ)) as workers:
-            yield Place(tmp_path, program, workers)
-        program.app.control.purge()
-        program.app.close()
-        for limiter in (program.limiter, program.blocked):
-            limiter.store.close()  # type: ignore[attr-defined]  # it is a shared one
+@contextmanager
+def closed(place: Place) -> Iterator[Any]:
+    """What goes by ``program.gate`` is parked meanwhile."""
+    place.program.gate.pause()
+    try:
+        yield lot_of(place.program.gate.store)
+    finally:
+        place.program.gate.resume()
 
 
-def test_tasks_wait_for_their_limits(place: Place) -> None:
+def parked(lot: Any, count: int) -> None:
+    wait_until(lambda: lot.peek("gate").waiting == count)
+
+
+def test_tasks_wait_for_their_limits_and_run_once(place: Place) -> None:
     program = place.program
-    whole = group(program.call.s(number) for number in range(160))
-    done = whole.apply_async()
-    assert done.get(timeout=SECONDS) == list(range(160))
-    calls = place.lines("call")
-    assert Counter(line[2] for line in calls) == Counter(map(str, range(160))), "once each"
-    assert most_over([float(line[0]) for line in calls], 40, 4) <= 1.5, (
-        "never over, but for the journal's own lag"
-    )
-    assert lot_of(program.limiter.store).keys() == []
+    done = group(program.call.s(number) for number in range(120)).apply_async()
+    assert done.get(timeout=SECONDS) == list(range(120))
+    assert Counter(line[1] for line in place.lines("call")) == Counter(map(str, range(120)))
+    assert lot_of(program.limiter.store).peek("service").waiting == 0
 
-    # What hangs on a task comes with it, parked or not.
-    assert chain(program.call.s("a"), program.call.si("b")).apply_async().get(timeout=SECONDS) == "b"
-    summed = chord((program.call.s(number) for number in range(30)), program.collect.s())
-    assert summed.apply_async().get(timeout=SECONDS) == 30
 
-    # Retries keep their meaning, and the last error is what the caller sees.
+def test_what_hangs_on_a_task_comes_with_it(place: Place) -> None:
+    program = place.program
+    with closed(place) as lot:
+        options = {
+            "headers": {"colour": "red"},
+            "priority": 3,
+            "soft_time_limit": 20,
+            "time_limit": 30,
+            "shadow": "short",
+            "argsrepr": "no secrets",
+        }
+        limited = program.app.tasks["limited.tells"].apply_async(
+            args=("limited",), link=program.linked.s("limited"), **options
+        )
+        parked(lot, 1)
+    plain = program.app.tasks["plain.tells"].apply_async(args=("limited",), **options)
+    assert limited.get(timeout=SECONDS) == plain.get(timeout=SECONDS)
+    wait_until(lambda: place.lines("linked", "limited"))
+    assert len(place.lines("tells")) == 2
+
+
+def test_chains_and_chords_go_on_after_tasks_that_were_parked(place: Place) -> None:
+    program = place.program
+    with closed(place) as lot:
+        in_chain = chain(program.behind_it.s("a"), program.behind_it.si("b")).apply_async()
+        summed = chord((program.behind_it.s(str(n)) for n in range(20)), program.collect.s()).apply_async()
+        parked(lot, 21)
+    assert in_chain.get(timeout=SECONDS) == "b"
+    assert summed.get(timeout=SECONDS) == 20
+
+
+def test_one_that_is_replaced_goes_on_under_its_id(place: Place) -> None:
+    with closed(place) as lot:
+        result = place.program.replaced.delay("other")
+        parked(lot, 1)
+    assert result.get(timeout=SECONDS) == "other"
+
+
+def test_an_id_may_be_used_again(place: Place) -> None:
+    for _ in range(2):
+        with closed(place) as lot:
+            result = place.program.behind_it.apply_async(("same",), task_id="same")
+            parked(lot, 1)
+        wait_until(lambda: lot_of(place.program.gate.store).keys().count("gate") == 0)
+        assert result.get(timeout=SECONDS) == "same"
+    wait_until(lambda: len(place.lines("behind_it", "same")) == 2)
+
+
+def test_one_that_is_revoked_or_has_expired_never_runs(place: Place) -> None:
+    program = place.program
+    with closed(place) as lot:
+        kept, revoked = program.behind_it.delay("kept"), program.behind_it.delay("revoked")
+        late = program.behind_it.apply_async(("late",), expires=1)
+        parked(lot, 3)
+        revoked.revoke()
+        time.sleep(1.1)  # it expires by the clock of this machine
+    assert kept.get(timeout=SECONDS) == "kept"
+    for result in (revoked, late):
+        with pytest.raises(TaskRevokedError):
+            result.get(timeout=SECONDS)
+    wait_until(lambda: lot.keys().count("gate") == 0)
+    assert not place.lines("behind_it", "revoked")
+    assert not place.lines("behind_it", "late")
+
+
+def test_a_throttle_spends_no_attempt_and_stops_everybody(place: Place) -> None:
+    program = place.program
+    began = time.monotonic()
+    # With autoretry_for=(Exception,) and max_retries=0: to Celery nothing went wrong.
+    assert program.refused_once.delay("door").get(timeout=SECONDS) == "door"
+    assert time.monotonic() - began >= 1, "it was told to wait for a second"
+    assert [line[2] for line in place.lines("refused_once", "door")] == ["0", "0"]
+
+
+def test_one_that_sends_itself_again_is_not_sent_twice(place: Place) -> None:
+    result = place.program.refused_and_sent_again.delay("twice")
+    assert result.get(timeout=SECONDS) == "twice"
+    assert place.program.behind_it.delay("after").get(timeout=SECONDS) == "after"
+    assert [line[2] for line in place.lines("refused_and_sent_again", "twice")] == ["0", "1"]
+
+
+def test_retries_mean_what_they_mean_without_limits(place: Place) -> None:
+    program = place.program
+    sent = {
+        (kind, option): program.app.tasks[f"{kind}.{option}"].delay(f"{kind}-{option}")
+        for option in program.RETRIES
+        for kind in ("plain", "limited")
+    }
+    told = {}
+    for what, result in sent.items():
+        with pytest.raises(ConnectionRefusedError, match=f"no route to {'-'.join(what)}, try") as found:
+            result.get(timeout=SECONDS)
+        log = "".join(worker.told() for worker in place.workers)
+        told[what] = (
+            str(found.value).rpartition(" ")[2],
+            [line[3] for line in place.lines("fails", "-".join(what))],
+            sorted(re.findall(rf"\[{result.id}\] retry: Retry in (\d+)s", log)),
+        )
+    for option in program.RETRIES:
+        plain, limited = told["plain", option], told["limited", option]
+        if option == "retry_jitter":
+            for tries in (plain, limited):
+                assert set(tries[2]) <= {"0", "1", "2"}
+            assert plain[:2] == limited[:2]
+        else:
+            assert plain == limited, option
+    assert told["limited", "retry_backoff"] == ("2", ["0", "1", "2"], ["1", "2"])
+    assert told["limited", "retry_backoff_max"][2] == ["1", "1"]
+    assert told["limited", "max_retries"][1] == ["0", "1"]
+    assert told["limited", "dont_autoretry_for"][1] == ["0"]
+    for kind in ("plain", "limited"):
+        program.app.tasks[f"{kind}.retry_throw"].delay(kind)
+    wait_until(lambda: len(place.lines("goes_on")) == 4)
+    assert {line[1]: line[2] for line in place.lines("goes_on")} == {"plain": "1", "limited": "1"}
+
+
+def test_each_retry_waits_for_its_limits_too(place: Place) -> None:
+    program = place.program
+    others = group(program.call.s(f"other-{number}") for number in range(60)).apply_async()
     with pytest.raises(ConnectionError, match="no route to there"):
         program.flaky.delay("there").get(timeout=SECONDS)
-    assert [line[3] for line in place.lines("flaky")] == ["0", "1", "2"]
+    assert [line[2] for line in place.lines("flaky")] == ["0", "1", "2"]
+    assert len(others.get(timeout=SECONDS)) == 60
 
-    # A throttle spends no attempt, and stops everybody at once.
-    assert program.refused_once.delay("gate").get(timeout=SECONDS) == "gate"
-    first, second = place.lines("refused_once")
-    assert (first[3], second[3]) == ("0", "0")
-    assert float(second[0]) - float(first[0]) >= 1.0, "it was told to wait for a second"
+
+def test_monitors_see_a_task_that_comes_again(place: Place) -> None:
+    app = place.program.app
+    state = app.events.State()
+    seen: dict[str, list[str]] = {}
+
+    def note(event: dict[str, Any]) -> None:
+        state.event(event)
+        if "uuid" in event:
+            seen.setdefault(event["uuid"], []).append(state.tasks[event["uuid"]].state)
+
+    with app.connection() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": note})
+        ends = threading.Event()
+
+        def listen() -> None:
+            while not ends.is_set():
+                try:
+                    receiver.capture(limit=None, timeout=0.5, wakeup=False)
+                except TimeoutError:
+                    continue
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        try:
+            with closed(place) as lot:
+                result = place.program.behind_it.delay("seen")
+                parked(lot, 1)
+                assert result.state == PARKED
+                wait_until(lambda: "RETRY" in seen.get(result.id, []))
+            result.get(timeout=SECONDS)
+            wait_until(lambda: seen[result.id][-1] == "SUCCESS")
+        finally:
+            ends.set()
+            thread.join()
+    assert list(dict.fromkeys(seen[result.id]))[-1] == "SUCCESS"
 
 
 def test_a_blocked_service_is_in_nobodys_way(place: Place) -> None:
     program = place.program
-    parked = [program.never_today.delay(number) for number in range(300)]
-    wait_until(lambda: lot_of(program.blocked.store).peek("blocked").waiting == 300)
-    assert {result.state for result in parked} == {PARKED}
-    began = time.monotonic()
-    results = group(program.call.s(number) for number in range(80)).apply_async().get(timeout=SECONDS)
-    assert len(results) == 80
-    assert time.monotonic() - began < 20
+    waiting = [program.never_today.delay(number) for number in range(400)]
+    done = group(program.call.s(f"beside-{number}") for number in range(120)).apply_async()
+    wait_until(lambda: lot_of(program.blocked.store).peek("blocked").waiting == 400)
+    assert {result.state for result in waiting} == {PARKED}
+    assert len(done.get(timeout=SECONDS)) == 120
     assert not place.lines("never_today")
-
-
-# Redis as a broker gives messages of a killed worker to others every hundred seconds: too long for a test.
-@pytest.mark.parametrize("place", ["rabbitmq"], indirect=True)
-def test_a_worker_that_is_killed_loses_nothing(place: Place) -> None:
-    program = place.program
-    done = [program.call.delay(number, 0.1) for number in range(120)]
-    wait_until(lambda: len(place.lines("call")) >= 20)
-    place.workers[0].kill()
-    assert sorted(result.get(timeout=SECONDS) for result in done) == list(range(120))
-    repeated = Counter(line[2] for line in place.lines("call"))
-    assert sum(count - 1 for count in repeated.values()) <= 4, "what its four slots did at that moment"
-
-
-def wait_until(true: Any, seconds: float = SECONDS) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it takes too long"
-        time.sleep(0.05)

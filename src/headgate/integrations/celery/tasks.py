@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery import current_task
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, TaskPredicate
 from kombu.serialization import dumps
 
-from headgate.core.model import SECOND, Wait
+from headgate.core.model import ANSWERED, SECOND, Wait
 from headgate.core.retry import SPENDS_NO_ATTEMPT
 from headgate.errors import AcquireTimeout
 from headgate.integrations.celery.queues import home_of
@@ -142,6 +142,11 @@ def run(
             raise Ignore(f"{attempt.id} came so late that it has been let out again")
     try:
         value = call()
+    except TaskPredicate as word:  # Celery's own: the task has sent itself again, or is to be forgotten
+        cause = getattr(word, "exc", None)
+        wall_us = limiter.store.now().wall_us
+        permit.signal(judge.of_error(cause, wall_us).signal if isinstance(cause, Exception) else ANSWERED)
+        raise
     except Exception as error:
         outcome = judge.of_error(error, limiter.store.now().wall_us)
         permit.signal(outcome.signal)
@@ -199,6 +204,8 @@ def packed(attempt: Attempt) -> bytes:
     mine = {name: value for name, value in vars(request).items() if name not in _OWN_FIELDS | {HEADER}}
     options["headers"] = {**mine, **(options.get("headers") or {})}
     options["headers"].pop(HEADER, None)
+    # What is shown of the arguments: it may have been chosen so as to show no secrets.
+    options |= {name: getattr(request, name) for name in ("argsrepr", "kwargsrepr") if hasattr(request, name)}
     told = request.delivery_info or {}
     home = home_of(task.app, told.get("exchange"), told.get("routing_key"))
     gone = ["eta", "countdown", "redelivered", "delivery_tag", "consumer_tag"]
