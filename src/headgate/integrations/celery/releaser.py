@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -42,9 +43,9 @@ LEADS_US = SECOND // 100, SECOND // 2
 MOST = 256
 """Tasks let out at once."""
 LOOK_SECONDS = RELEASER_SECONDS * 0.4
-"""How often to look at least, while anything is parked: hints can be lost, and the lease has to go on."""
-PAUSE_SECONDS = 0.005
-"""Between two looks at a key at which something goes on."""
+"""How often to look at least: hints can be lost, and the lease has to go on."""
+PAUSE_SECONDS = 0.003
+"""Between two rounds at least."""
 
 _attended: WeakSet[Limiter] = WeakSet()
 
@@ -59,14 +60,30 @@ class Attended:
 
     Attributes:
         width: how many of those that wait are looked at; no more than may be due.
+        at: when to look again, on the monotonic clock, in seconds.
+        heeds: whether a hint is reason to look at once. While others wait already, and it is known when the
+            first of them is due, one more changes nothing.
+        hinted: whether one came.
     """
 
     def __init__(self, limiter: Limiter, bell: threading.Event) -> None:
         self.limiter = limiter
         self.lot: Lot = lot_of(limiter.store)
-        self.stop = self.lot.listen(limiter.key, bell.set)
         self.width = 8
+        self.at = 0.0
+        self.heeds = self.hinted = True
         self.failed = False
+        self._bell = bell
+        self.stop = self.lot.listen(limiter.key, self._hear)
+
+    def _hear(self) -> None:
+        self.hinted = True
+        if self.heeds:
+            self._bell.set()
+
+    def is_due(self, now: float) -> bool:
+        """Whether to look at it."""
+        return now >= self.at or (self.heeds and self.hinted)
 
 
 class Releaser:
@@ -92,7 +109,7 @@ class Releaser:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and let others take over at once."""
+        """End, and let others take over."""
         self._ends = True
         self._bell.set()
         self._thread.join(5)
@@ -109,6 +126,8 @@ class Releaser:
             while not self._ends:
                 self._bell.clear()
                 self._bell.wait(self._round())
+                if not self._ends:
+                    time.sleep(PAUSE_SECONDS)  # hints come in swarms
         finally:
             for attended in self._keys.values():
                 attended.stop()
@@ -123,21 +142,30 @@ class Releaser:
                 self._keys[whose] = Attended(limiter, self._bell)
         if self._keys and lacks_due(self.app):  # queues can be added and cancelled from afar
             self._consumer.call_soon(consume_due, self._consumer)
-        pauses = [LOOK_SECONDS]
+        now = time.monotonic()
         for attended in list(self._keys.values()):
-            try:
-                pauses.append(self._release(attended))
-                attended.failed = False
-            except (HeadgateError, OSError, OperationalError) as error:
-                if not attended.failed:
-                    log.warning("what is parked for %s is not let out now: %s", attended.limiter.key, error)
-                attended.failed = True
-        return max(min(pauses), PAUSE_SECONDS)
+            if attended.is_due(now):
+                attended.hinted = False
+                attended.at = now + self._attend(attended)
+        return max(min((attended.at for attended in self._keys.values()), default=now + 1) - now, 0)
+
+    def _attend(self, attended: Attended) -> float:
+        """Look at one key; seconds until the next time."""
+        try:
+            seconds = self._release(attended)
+            attended.failed = False
+        except (HeadgateError, OSError, OperationalError) as error:
+            if not attended.failed:
+                log.warning("what is parked for %s is not let out now: %s", attended.limiter.key, error)
+            attended.failed = True
+            return LOOK_SECONDS
+        return min(seconds, LOOK_SECONDS)
 
     def _release(self, attended: Attended) -> float:
         """Let out what is due at one key; seconds until something may be."""
         limiter, lot = attended.limiter, attended.lot
         seen = lot.peek(limiter.key, attended.width, self.owner)
+        attended.heeds = not seen.waiting
         if not seen.waiting or (seen.releaser and not seen.is_releaser):
             return LOOK_SECONDS
         least, longest = LEADS_US
@@ -145,6 +173,7 @@ class Releaser:
         following = [parked.costs for parked in seen.parked]
         most, seconds = ripe(limiter, lead_us, seen.out, following)
         attended.width = min(4 * most, MOST) if most == len(following) else max(2 * most, 8)
+        attended.heeds = seconds is None  # then each that leaves makes room for one
         # Also if none is due: so that this worker stays the releaser.
         for parked in lot.take(limiter.key, self.owner, most, LEASE_US).parked:
             try:
@@ -153,7 +182,7 @@ class Releaser:
                 raise
             except Exception:
                 log.exception("the parked task %s cannot be sent; it is tried again", parked.id)
-        return seconds
+        return LOOK_SECONDS / 8 if seconds is None else seconds
 
     def _publish(self, key: str, parked: Parked) -> None:
         kind, encoding, home, body = parked.body.split(b"\n", 3)
@@ -177,11 +206,14 @@ class Releaser:
 
 def ripe(
     limiter: Limiter, lead_us: int, out: Sequence[tuple[int, ...]], following: Sequence[tuple[int, ...]]
-) -> tuple[int, float]:
-    """How many of those that follow may go within the lead, and when to look again (seconds)."""
+) -> tuple[int, float | None]:
+    """How many of those that follow may go within the lead, and when to look again (seconds).
+
+    None: when an answer has come, and nobody knows when.
+    """
     found = limiter.store.look(limiter.key)
     if found is None:
-        return min(len(following), 1), PAUSE_SECONDS
+        return min(len(following), 1), 0.0
     keyed, now = found
     start = now.elapsed_us
     for number, costs in enumerate([*out, *following]):
@@ -191,12 +223,12 @@ def ripe(
                 break
             if answer.until_us >= NEVER:  # an answer has to come first: one may stand by for it
                 spare = 1 if number == len(out) == 0 else 0
-                return max(number - len(out), spare), LOOK_SECONDS / 8
+                return max(number - len(out), spare), None
             if answer.until_us > start + lead_us:
                 pause = (answer.until_us - lead_us - start) / SECOND
                 return max(number - len(out), 0), pause
             now = _later(now, answer.until_us)
-    return len(following), PAUSE_SECONDS
+    return len(following), 0.0
 
 
 def _later(now: Now, until_us: int) -> Now:
