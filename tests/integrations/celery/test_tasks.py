@@ -142,12 +142,9 @@ def test_retries_mean_what_they_mean_without_limits(place: Place) -> None:
     for what, result in sent.items():
         with pytest.raises(ConnectionRefusedError, match=f"no route to {'-'.join(what)}, try") as found:
             result.get(timeout=SECONDS)
-        log = "".join(worker.told() for worker in place.workers)
-        told[what] = (
-            str(found.value).rpartition(" ")[2],
-            [line[3] for line in place.lines("fails", "-".join(what))],
-            sorted(re.findall(rf"\[{result.id}\] retry: Retry in (\d+)s", log)),
-        )
+        tries = [line[3] for line in place.lines("fails", "-".join(what))]
+        wait_until(lambda id=result.id, tries=tries: len(countdowns(place, id)) == len(tries) - 1)
+        told[what] = str(found.value).rpartition(" ")[2], tries, countdowns(place, result.id)
     for option in program.RETRIES:
         plain, limited = told["plain", option], told["limited", option]
         if option == "retry_jitter":
@@ -164,6 +161,12 @@ def test_retries_mean_what_they_mean_without_limits(place: Place) -> None:
         program.app.tasks[f"{kind}.retry_throw"].delay(kind)
     wait_until(lambda: len(place.lines("goes_on")) == 4)
     assert {line[1]: line[2] for line in place.lines("goes_on")} == {"plain": "1", "limited": "1"}
+
+
+def countdowns(place: Place, id: str) -> list[str]:
+    """Of a task's retries, in seconds, as the workers have logged them by now."""
+    log = "".join(worker.told() for worker in place.workers)
+    return sorted(re.findall(rf"\[{id}\] retry: Retry in (\d+)s", log))
 
 
 def test_each_retry_waits_for_its_limits_too(place: Place) -> None:
