@@ -30,6 +30,7 @@ from headgate.core.plan import Plan
 from headgate.core.rates import possible_units
 from headgate.core.text import parse_limit
 from headgate.errors import ConfigurationError, NoSuchKey
+from headgate.parking import Lot, lot_of
 from headgate.stores import memory
 from headgate.stores.base import Keyed, Store, same_meters
 
@@ -156,6 +157,7 @@ class Snapshot:
         blocked: why whoever is next has to wait; None if it need not.
         granted, settled, refused: calls so far: permits given, permits settled, refusals of the server.
         in_flight: calls that have not been settled.
+        parked: tasks of a job system that wait in the store, or have been let out and are on their way.
         classes: the classes of service.
         clients: the processes that draw on it.
         refusals: the last eight, the latest last.
@@ -173,6 +175,7 @@ class Snapshot:
     settled: int
     refused: int
     in_flight: int
+    parked: int
     classes: tuple[ClassSnapshot, ...]
     clients: tuple[ClientSnapshot, ...]
     refusals: tuple[Refusal, ...]
@@ -189,10 +192,12 @@ class Snapshot:
 def overview(store: Store) -> list[Snapshot]:
     """All keys of a store, in the order of their names."""
     found = []
+    lot = _lot(store)
+    busy = set() if lot is None else set(lot.keys())
     for key in list(store.keys()):
         looked = store.look(key)
         if looked is not None:  # it may have been forgotten just now
-            found.append(_snapshot(key, *looked))
+            found.append(_snapshot(key, *looked, parked=_parked(lot, key) if key in busy else 0))
     return found
 
 
@@ -205,7 +210,21 @@ def snapshot(store: Store, key: str) -> Snapshot:
     looked = store.look(key)
     if looked is None:
         raise no_such_key(store, key)
-    return _snapshot(key, *looked)
+    return _snapshot(key, *looked, parked=_parked(_lot(store), key))
+
+
+def _lot(store: Store) -> Lot | None:
+    try:
+        return lot_of(store)
+    except ConfigurationError:  # of somebody's own, without one
+        return None
+
+
+def _parked(lot: Lot | None, key: str) -> int:
+    if lot is None:
+        return 0
+    seen = lot.peek(key)
+    return seen.waiting + len(seen.out)
 
 
 def unused(key: str, plan: Plan, now: Now) -> Snapshot:
@@ -242,7 +261,7 @@ def calls_per_second(before: Snapshot, after: Snapshot) -> float | None:
     return calls / seconds if seconds > 0 and calls >= 0 else None
 
 
-def _snapshot(key: str, keyed: Keyed, now: Now) -> Snapshot:
+def _snapshot(key: str, keyed: Keyed, now: Now, *, parked: int = 0) -> Snapshot:
     """Of what is ours to change: a copy."""
     plan, state = keyed.plan, keyed.state
     at, alive_at = decide.advance(plan, state, now)
@@ -264,6 +283,7 @@ def _snapshot(key: str, keyed: Keyed, now: Now) -> Snapshot:
         settled=state.tally[SETTLED],
         refused=state.tally[REFUSED],
         in_flight=state.alive[FLYING],
+        parked=parked,
         classes=tuple(
             ClassSnapshot(
                 name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from headgate.parking import lot_of
 from headgate.stores.sqlite import SQLiteStore
 from tests.cli.commands import command, url_of, use
 
@@ -24,6 +25,21 @@ def test_each_key_is_a_line(tmp_path: Path) -> None:
         "openai        3        0          3        0        1  open    "
         "requests=500/min:burst=50:start=full, concurrency=8",
     ]
+
+
+def test_tasks_of_a_job_system_are_counted(tmp_path: Path) -> None:
+    url = url_of(tmp_path)
+    limiters = [use(url, "openai"), use(url, "maps")]
+    lot = lot_of(limiters[0].store)
+    for id in ("a", "b", "c"):
+        lot.park("openai", id, 0, b"", (1, 1))
+    lot.take("openai", "me", 1, 1_000_000)
+    lines = command("keys", url=url).stdout.splitlines()
+    assert lines[0].split()[4:8] == ["flight", "waiting", "parked", "clients"]
+    assert [line.split()[5] for line in lines[1:]] == ["0", "3"]
+    assert "3 parked" in command("top", "openai", "--once", url=url).stdout
+    assert "parked" in command("top", "--once", url=url).stdout
+    assert "parked" not in command("top", "maps", "--once", url=url).stdout
 
 
 def test_json_tells_all(tmp_path: Path) -> None:

@@ -36,11 +36,15 @@ def keys(url: str | None, as_json: bool) -> None:
     elif not found:
         click.echo("no keys: nobody has drawn on this store yet", err=True)
     else:
-        for line in columns([HEAD, *map(_row, found)]):
+        rows = [HEAD, *map(_row, found)]
+        if not any(snapshot.parked for snapshot in found):
+            rows = [(*row[:PARKED], *row[PARKED + 1 :]) for row in rows]
+        for line in columns(rows):
             click.echo(line)
 
 
-HEAD = ("key", "granted", "refused", "in flight", "waiting", "clients", "now", "limits")
+HEAD = ("key", "granted", "refused", "in flight", "waiting", "parked", "clients", "now", "limits")
+PARKED = HEAD.index("parked")
 
 
 def _row(snapshot: Snapshot) -> tuple[str, ...]:
@@ -51,6 +55,7 @@ def _row(snapshot: Snapshot) -> tuple[str, ...]:
         f"{snapshot.refused:,}",
         f"{snapshot.in_flight:,}",
         f"{snapshot.waiting:,}",
+        f"{snapshot.parked:,}",
         f"{len(snapshot.clients):,}",
         standing_text(snapshot.blocked),
         limits_text(snapshot) + mark,

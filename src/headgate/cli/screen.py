@@ -120,6 +120,7 @@ def _facts(look: Look) -> list[Text]:
         _fact("–" if look.calls is None else _number(look.calls), "calls/s"),
         _fact(f"{snapshot.in_flight:,}", "in flight"),
         _fact(f"{snapshot.waiting:,}", "waiting"),
+        *([_fact(f"{snapshot.parked:,}", "parked")] if snapshot.parked else []),
         _fact(f"{len(snapshot.clients):,}", "client" if len(snapshot.clients) == 1 else "clients"),
         _fact(f"{snapshot.granted:,}", "granted"),
         _fact(f"{snapshot.refused:,}", "refused", alarming=snapshot.refused > 0),
@@ -247,16 +248,18 @@ def keys_screen(looks: Sequence[Look], place: str, *, width: int, height: int) -
     title.truncate(width, overflow="ellipsis")
     if not looks:
         return [title, Text("nobody has drawn on this store yet")]
+    parked = _Column("parked", [Text(f"{look.snapshot.parked:,}") for look in shown], rank=6)
     columns = [
         _Column("key", [Text(printable(look.snapshot.key), "bold") for look in shown]),
         _Column("calls/s", [Text("" if look.calls is None else _number(look.calls)) for look in shown]),
         _Column("in flight", [Text(f"{look.snapshot.in_flight:,}") for look in shown], rank=3),
         _Column("waiting", [Text(f"{look.snapshot.waiting:,}") for look in shown], rank=5),
+        *([parked] if any(look.snapshot.parked for look in shown) else []),
         _Column("refused", [Text(f"{look.snapshot.refused:,}") for look in shown], rank=2),
         _Column("fullest", [_fullest(look) for look in shown], rank=1),
         _Column("now", [_now(look.snapshot) for look in shown], rank=4),
     ]
-    for column in columns[1:5]:
+    for column in columns[1:-2]:
         column.right = True
     found: list[Text | Table] = [title, Text(), _table(columns, width)]
     return [*found, Text(f"… and {left:,} more", "dim")] if left > 0 else found

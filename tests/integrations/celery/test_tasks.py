@@ -138,7 +138,7 @@ def test_retries_mean_what_they_mean_without_limits(place: Place) -> None:
         for option in program.RETRIES
         for kind in ("plain", "limited")
     }
-    told = {}
+    told: dict[tuple[str, str], tuple[str, list[str], list[str]]] = {}
     for what, result in sent.items():
         with pytest.raises(ConnectionRefusedError, match=f"no route to {'-'.join(what)}, try") as found:
             result.get(timeout=SECONDS)
@@ -148,8 +148,8 @@ def test_retries_mean_what_they_mean_without_limits(place: Place) -> None:
     for option in program.RETRIES:
         plain, limited = told["plain", option], told["limited", option]
         if option == "retry_jitter":
-            for tries in (plain, limited):
-                assert set(tries[2]) <= {"0", "1", "2"}
+            for each in (plain, limited):
+                assert set(each[2]) <= {"0", "1", "2"}
             assert plain[:2] == limited[:2]
         else:
             assert plain == limited, option
