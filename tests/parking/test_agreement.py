@@ -40,6 +40,7 @@ steps = some.lists(
         some.tuples(some.just("take"), keys, owners, counts, leases),
         some.tuples(some.just("leave"), keys, ids, releases, waits),
         some.tuples(some.just("resign"), keys, owners),
+        some.tuples(some.just("overtake"), keys),
         some.tuples(some.just("drop"), keys, ids),
         some.tuples(some.just("move"), moves),
     ),
@@ -93,6 +94,8 @@ def long_history(chance: random.Random) -> Iterator[tuple[Any, ...]]:
                 yield "take", "k", one_of(("me", "me", "you")), one_of((0, 1, 1, 5)), one_of((1, 3)) * SECOND
             case draw if draw < 28:
                 yield "leave", "k", id, release, one_of((0, SECOND // 3))
+            case 28 if one_of((True, False)):
+                yield "overtake", "k"
             case 28:
                 yield "resign", "k", one_of(("me", "you"))
             case draw if draw < 32:

@@ -10,7 +10,8 @@ import pytest
 
 from headgate.core.model import SECOND
 from headgate.errors import ConfigurationError
-from headgate.parking import KEEP_SECONDS, RELEASER_SECONDS, Arrival, Lot, Parked, lot_of
+from headgate.parking import KEEP_SECONDS, Arrival, Lot, Parked, lot_of
+from headgate.parking.base import RELEASER_US
 from headgate.stores.memory import MemoryStore
 from headgate.stores.sqlite import SQLiteStore
 from headgate.testing import FakeClock
@@ -62,7 +63,7 @@ def test_where_nobody_waits_all_go(lot: Lot) -> None:
     assert lot.enter("k", "a", 7) is GO
     assert lot.keys() == []
     nothing = lot.peek("k", 10)
-    assert (nothing.parked, nothing.waiting, nothing.out, nothing.due_us) == ([], 0, [], None)
+    assert (nothing.parked, nothing.waiting, nothing.out, nothing.deadlines_us) == ([], 0, [], [])
     assert (nothing.is_releaser, nothing.releaser, nothing.until_us) == (False, "", None)
 
 
@@ -86,9 +87,9 @@ def test_what_is_let_out_is_what_was_parked(lot: Lot, clock: Clock) -> None:
     assert taken.parked == [Parked("é\udc80 {}", 1, 1, body, (0, 3, 1 << 40), START_US)]
     assert taken.waiting == 0
     assert taken.out == [(0, 3, 1 << 40)]
-    assert taken.due_us == START_US + 5 + LEASE_US
+    assert taken.deadlines_us == [START_US + 5 + LEASE_US]
     assert (taken.is_releaser, taken.releaser) == (True, "me")
-    assert taken.until_us == START_US + 5 + RELEASER_SECONDS * SECOND
+    assert taken.until_us == START_US + 5 + RELEASER_US
 
 
 def test_a_body_may_be_empty_and_costs_none(lot: Lot) -> None:
@@ -181,13 +182,13 @@ def test_who_has_left_in_time_is_not_let_out_again(lot: Lot, clock: Clock) -> No
 def test_one_alone_may_take_until_its_lease_lapses(lot: Lot, clock: Clock) -> None:
     park(lot, "a", "b", "c")
     assert take(lot) == [("a", 1)]
-    clock.us += RELEASER_SECONDS * SECOND - 1
+    clock.us += RELEASER_US - 1
     refused = lot.take("k", "other", 5, LEASE_US)
     assert (refused.parked, refused.waiting, refused.out) == ([], 2, [(1, 2)])
     assert (refused.is_releaser, refused.releaser) == (False, "me")
-    assert refused.until_us == START_US + RELEASER_SECONDS * SECOND
+    assert refused.until_us == START_US + RELEASER_US
     assert take(lot) == [("b", 1)]
-    clock.us += RELEASER_SECONDS * SECOND - 1
+    clock.us += RELEASER_US - 1
     assert take(lot, owner="other") == []
     assert lot.peek("k", owner="me").is_releaser
     clock.us += 1
@@ -251,7 +252,7 @@ def test_a_clock_that_is_set_back_keeps_nobody(lot: Lot, clock: Clock) -> None:
     assert take(lot) == [("a", 1)]
     clock.us -= 4_000 * SECOND
     taken = lot.take("k", "me", 1, LEASE_US)
-    assert taken.due_us == clock.us + LEASE_US
+    assert taken.deadlines_us == [clock.us + LEASE_US]
     clock.us += LEASE_US
     assert take(lot, owner="other") == [("a", 2)]
 
@@ -291,8 +292,8 @@ def test_several_see_one_lot_by_the_stores_own_clock(open_one: Open) -> None:
     assert one.keys() == ["k"]
     # Instants are of this machine's clock, to a second where the server's is told by it.
     here = other._store.now().elapsed_us  # type: ignore[attr-defined]  # each has one
-    assert taken.due_us is not None
-    assert abs(taken.due_us - here - LEASE_US) < SECOND
+    [deadline_us] = taken.deadlines_us
+    assert abs(deadline_us - here - LEASE_US) < SECOND
 
 
 def test_many_at_once(lot: Lot) -> None:
@@ -398,6 +399,8 @@ def test_it_learns_how_long_tasks_take_to_a_worker(open_one: Open) -> None:
     lot.park("k", "a", 1, b"", ())
     lot.leave("k", "a", 1)
     assert lot.peek("k").lag_us == 80_000, "one that waits says nothing of it"
+    lot.overtake("k")
+    assert lot.peek("k").lag_us == SECOND, "as long as the last lease, at least"
 
 
 def lag_of(lot: Lot, clock: Clock, passes_us: int, *, waited_us: int = 0) -> int:

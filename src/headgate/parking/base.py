@@ -34,7 +34,7 @@ from headgate.stores.base import Store
 
 KEEP_SECONDS = 3600
 """So long it is known which tasks have left, and under which release."""
-RELEASER_SECONDS = 1
+RELEASER_SECONDS = 0.5
 """So long one worker alone may take; each take begins it anew."""
 BODY_BYTES = 1 << 20
 """No body is larger, unless a lot's ``largest_body`` says otherwise."""
@@ -82,7 +82,7 @@ class Taken:
         waiting: how many wait still; of a look, how many wait.
         out: costs of those that are out, the earliest deadline first.
         is_releaser: whether who asked may take.
-        due_us: the earliest deadline of one that is out; None if none is.
+        deadlines_us: theirs; none of those that have passed.
         releaser: who may take, until ``until_us``; empty and None if nobody does.
         lag_us: how long it takes, of late, from a take until a worker has the task: quick to grow, slow to
             shrink.
@@ -92,7 +92,7 @@ class Taken:
     waiting: int
     out: list[tuple[int, ...]]
     is_releaser: bool
-    due_us: int | None
+    deadlines_us: list[int]
     releaser: str
     until_us: int | None
     lag_us: int
@@ -179,6 +179,10 @@ class Lot(ABC):
         """
         return self._leave(key, _id(id), _release(release), _whole("a wait in µs", waited_us, 0))
 
+    def overtake(self, key: str) -> None:
+        """A message came after the next one had gone out: they take longer than the last lease."""
+        self._overtake(key)
+
     def resign(self, key: str, owner: str) -> None:
         """``owner`` takes no more: somebody else may at once."""
         self._resign(key, owner)
@@ -199,7 +203,7 @@ class Lot(ABC):
         """Call ``callback``, from any thread, when something was parked or has left; returns how to stop it.
 
         A hint may be lost or come for nothing, and none comes when a deadline passes: whoever waits looks
-        again at ``due_us``, and every second.
+        again at the first of ``deadlines_us``, and every second.
         """
 
     @abstractmethod
@@ -218,6 +222,9 @@ class Lot(ABC):
 
     @abstractmethod
     def _leave(self, key: str, id: bytes, release: int, waited_us: int) -> bool: ...
+
+    @abstractmethod
+    def _overtake(self, key: str) -> None: ...
 
     @abstractmethod
     def _resign(self, key: str, owner: str) -> None: ...
@@ -255,7 +262,7 @@ def _whole(what: str, number: object, least: int) -> int:
 
 
 KEEP_US = KEEP_SECONDS * SECOND
-RELEASER_US = RELEASER_SECONDS * SECOND
+RELEASER_US = round(RELEASER_SECONDS * SECOND)
 
 
 # One of each store

@@ -130,13 +130,16 @@ local function sight(parked, lapsed)
   local out = call('ZRANGEBYSCORE', OUT, '(' .. whole(at), '+inf', 'WITHSCORES')
   local ids = {}
   for place = 1, #out, 2 do ids[#ids + 1] = out[place] end
-  local costs = {}
-  for _, text in ipairs(texts(ids)) do
-    if text then costs[#costs + 1] = read(text).costs end
+  local costs, deadlines = {}, {}
+  for place, text in ipairs(texts(ids)) do
+    if text then
+      costs[#costs + 1] = read(text).costs
+      deadlines[#deadlines + 1] = tonumber(out[2 * place])
+    end
   end
   return {
     elapsed, at, head.releaser, head['until'], call('ZCARD', WAITING) + call('ZCARD', OUT) - #ids,
-    out[2] and tonumber(out[2]) or false, costs, head.lag, parked, lapsed,
+    deadlines, costs, head.lag, parked, lapsed,
   }
 end
 
@@ -212,6 +215,12 @@ if verb == 'leave' then
   end
   bury(id, task, before, release)
   return {elapsed, 1}
+end
+
+if verb == 'overtake' then
+  head.lag = math.max(head.lag, head.lease)
+  save()
+  return {elapsed}
 end
 
 if verb == 'resign' then

@@ -107,6 +107,9 @@ class RedisLot(Lot):
     def _leave(self, key: str, id: bytes, release: int, waited_us: int) -> bool:
         return bool(self._run(key, "leave", id, release, waited_us)[1])
 
+    def _overtake(self, key: str) -> None:
+        self._run(key, "overtake")
+
     def _resign(self, key: str, owner: str) -> None:
         self._run(key, "resign", owner.encode("utf-8", "surrogatepass"))
 
@@ -119,7 +122,7 @@ class RedisLot(Lot):
         return int(elapsed - at - self._store._shift)
 
     def _taken(self, reply: Sequence[Any], owner: bytes, parked: list[Parked]) -> Taken:
-        _, at, releaser, until, waiting, due, out, lag = reply[:8]
+        _, at, releaser, until, waiting, deadlines, out, lag = reply[:8]
         back_us = self._back_us(reply)
         led = at < until
         return Taken(
@@ -127,7 +130,7 @@ class RedisLot(Lot):
             waiting,
             [_costs(text) for text in out],
             led and releaser == owner,
-            None if due is None else due + back_us,
+            [deadline + back_us for deadline in deadlines],
             releaser.decode("utf-8", "surrogatepass") if led else "",
             until + back_us if led else None,
             lag,

@@ -185,6 +185,13 @@ def leave(shelf: Shelf, id: bytes, release: int, waited_us: int, elapsed_us: int
     return True
 
 
+def overtake(shelf: Shelf, elapsed_us: int) -> None:
+    """See :meth:`Lot.overtake`."""
+    head = shelf.head
+    head.touch(elapsed_us)
+    head.lag = max(head.lag, head.lease)
+
+
 def resign(shelf: Shelf, owner: str, elapsed_us: int) -> None:
     """See :meth:`Lot.resign`."""
     head = shelf.head
@@ -231,7 +238,7 @@ def _sight(shelf: Shelf, owner: str, parked: list[Parked], elapsed_us: int) -> T
         shelf.count() + len(shelf.late(at)),
         [task.costs for task in out],
         led and head.releaser == owner,
-        out[0].until - at + elapsed_us if out else None,
+        [task.until - at + elapsed_us for task in out],
         head.releaser if led else "",
         head.until - at + elapsed_us if led else None,
         head.lag,
@@ -266,6 +273,9 @@ class Ruled(Lot):
 
     def _leave(self, key: str, id: bytes, release: int, waited_us: int) -> bool:
         return self._run(key, lambda shelf, now: leave(shelf, id, release, waited_us, now))
+
+    def _overtake(self, key: str) -> None:
+        self._run(key, overtake)
 
     def _resign(self, key: str, owner: str) -> None:
         self._run(key, lambda shelf, now: resign(shelf, owner, now))

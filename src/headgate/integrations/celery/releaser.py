@@ -23,7 +23,7 @@ from kombu.exceptions import OperationalError
 from kombu.serialization import loads, prepare_accept_content
 
 from headgate.core import decide
-from headgate.core.model import NEVER, SECOND, Now, Wait
+from headgate.core.model import HOUR, NEVER, SECOND, Now, Wait
 from headgate.errors import HeadgateError
 from headgate.integrations.celery.queues import consume_due, due_queue, lacks_due
 from headgate.integrations.celery.tasks import HEADER
@@ -36,8 +36,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headgate")
 
-LEASE_US = 30 * SECOND
-"""A task that is out for so long without a permit is taken for lost, and is let out again."""
+LEASE_US = 10 * SECOND
+"""A task that is out for so long without a permit, at least, is taken for lost, and is let out again."""
+LATE_US = SECOND // 2
+"""One that is out for so long, at least, does not come as expected: its permit is the next one's."""
+MOST_LATE = 64
+"""If there are more, the workers are all busy, and more of them is of no use."""
+PATIENCE = 4
+"""Both are that many times as long as messages take of late, if that is longer."""
 LEADS_US = SECOND // 100, SECOND // 2
 """Least and most of how long before its turn a task is let out."""
 MOST = 256
@@ -166,16 +172,22 @@ class Releaser:
         limiter, lot = attended.limiter, attended.lot
         seen = lot.peek(limiter.key, attended.width, self.owner)
         attended.heeds = not seen.waiting
-        if not seen.waiting or (seen.releaser and not seen.is_releaser):
+        if not seen.waiting:
             return LOOK_SECONDS
+        now_us = limiter.store.now().elapsed_us
+        if seen.until_us is not None and not seen.is_releaser:
+            return max(seen.until_us - now_us, 0) / SECOND
+        lease_us, late_us = (max(each, PATIENCE * seen.lag_us) for each in (LEASE_US, LATE_US))
+        late = sum(deadline < now_us + lease_us - late_us for deadline in seen.deadlines_us)
+        out = seen.out[min(late, MOST_LATE) :]
         least, longest = LEADS_US
         lead_us = min(max(seen.lag_us * 5 // 4, least), longest)
         following = [parked.costs for parked in seen.parked]
-        most, seconds = ripe(limiter, lead_us, seen.out, following)
+        most, seconds = ripe(limiter, lead_us, out, following)
         attended.width = min(4 * most, MOST) if most == len(following) else max(2 * most, 8)
         attended.heeds = seconds is None  # then each that leaves makes room for one
         # Also if none is due: so that this worker stays the releaser.
-        for parked in lot.take(limiter.key, self.owner, most, LEASE_US).parked:
+        for parked in lot.take(limiter.key, self.owner, most, min(lease_us, HOUR)).parked:
             try:
                 self._publish(limiter.key, parked)
             except OperationalError:  # the broker is away: it is taken for lost after its lease

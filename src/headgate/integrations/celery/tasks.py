@@ -131,6 +131,8 @@ def run(
         attempt = replace(attempt, id=f"{attempt.id}{_LIFE}{uuid4().hex}")
         arrival = lot.enter(key, attempt.id, 0)
     if arrival is Arrival.STALE:
+        if attempt.release and not attempt.redelivered:
+            lot.overtake(key)
         raise Ignore(f"an older copy of {attempt.id}")
     permit = _permit(limiter, attempt, units, priority) if arrival is Arrival.GO else None
     if permit is None:
@@ -139,6 +141,7 @@ def run(
         waited_us = max(limiter.store.now().elapsed_us - arrived_us, 0)
         if not lot.leave(key, attempt.id, attempt.release, waited_us):
             permit.give_back()
+            lot.overtake(key)
             raise Ignore(f"{attempt.id} came so late that it has been let out again")
     try:
         value = call()
