@@ -31,6 +31,7 @@ from headgate.waiters import Line, line_of
 
 if TYPE_CHECKING:
     from headgate.operate import Snapshot
+    from headgate.providers.resets import Parser, Provider
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -329,6 +330,10 @@ class Limiter:
         *,
         cost: Callable[..., Mapping[str, int]] | Mapping[str, int] | None = None,
         usage: Callable[[Any], Mapping[str, int]] | None = None,
+        headers: Provider | None = None,
+        token_header: str | None = None,
+        requests_header: str | None = None,
+        parser: Parser | None = None,
         max_wait: float | None = None,
         priority: float = 0,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
@@ -338,11 +343,33 @@ class Limiter:
 
         For functions and coroutine functions; the types of the arguments stay what they are.
 
+        An HTTP answer in what the function returns or raises settles its permit: by what it says of the
+        limits, and, if it is a throttle (429 and its like), with a pause for everybody on the key. The error
+        reaches the caller unchanged. Streams and bodies that were not read are not read here. What carries no
+        answer is booked as answered if it was returned, and as lost if it was raised.
+
+        By itself the pause is that of Retry-After. With ``headers``, or names of your own, it is the longest
+        of Retry-After and the reset fields of the meters that the answer was refused for;
+        :mod:`headgate.providers.resets` has the rule. A pause above 31 days is ignored.
+
         Args:
             function: if used without parentheses.
             cost: {meter: units} for every call, or a callable that makes it of the call's arguments.
-            usage: makes {meter: units really used} of the result.
+            usage: makes {meter: units really used} of the result. Where it fails, the call is booked as
+                reserved, and one error is logged.
+            headers: whose reset fields to read: ``anthropic``, ``azure``, ``discord``, ``github``, ``groq``,
+                ``mistral``, ``openai``, ``reddit`` or ``x``.
+            token_header: the field that tells when there are tokens again, in the place of the provider's.
+            requests_header: the same for requests.
+            parser: makes of the text of your fields (of the provider's, if you name none) seconds, a
+                ``timedelta``, a ``datetime`` (UTC, if it has no zone), or None if it cannot be read. Where it
+                fails, the field is ignored, and one warning is logged. By default: RFC 3339 and HTTP dates,
+                by the clock of the answer's Date field; Go durations such as ``6m0s``; Unix times in seconds
+                or milliseconds; seconds.
             max_wait, priority: as for :meth:`permit`.
+
+        Raises:
+            ConfigurationError: no such provider, no such name of a field, or a parser with nothing to read.
         """
         wrap = limited(self, **options)
         return wrap(*function) if function else wrap

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from datetime import datetime, timedelta
 from typing import Any, assert_type
 
 from headgate import Limiter, Permit
@@ -44,6 +45,29 @@ async def slow_cost(text: str, *more: int, flag: bool = False) -> str:
     return text * (sum(more) + flag)
 
 
+@limiter.limited(headers="openai", token_header="x-my-reset-tokens", requests_header="x-my-reset")
+def told_resets(text: str) -> int:
+    return len(text)
+
+
+@limiter.limited(headers="anthropic", parser=float)
+async def told_seconds(text: str) -> int:
+    return len(text)
+
+
+@limiter.limited(token_header="x-my-reset", parser=datetime.fromisoformat)
+def told_instant(text: str) -> int:
+    return len(text)
+
+
+def minutes(text: str) -> timedelta | None:
+    return timedelta(minutes=int(text)) if text.isdigit() else None
+
+
+def lower(text: str) -> str:
+    return text.lower()
+
+
 class Client:
     @limiter.limited(cost={"tokens": 1})
     def get(self, path: str) -> bytes:
@@ -61,6 +85,10 @@ async def uses() -> None:
     assert_type(told_cost("a", times=3), int)
     assert_type(await slow("a"), int)
     assert_type(await slow_cost("a", 1, 2, flag=True), str)
+    assert_type(told_resets("a"), int)
+    assert_type(await told_seconds("a"), int)
+    assert_type(told_instant("a"), int)
+    limiter.limited(token_header="x-my-reset", parser=minutes)(plain)
     assert_type(Client().get("/"), bytes)
     assert_type(await Client().fetch("/"), bytes)
     with limiter.permit(tokens=3) as permit:
@@ -78,3 +106,6 @@ async def uses() -> None:
     told_cost("a", count=1)  # type: ignore[call-arg]  # expected: no such argument
     await slow(b"a")  # type: ignore[arg-type]  # expected: text is a str
     Client().get(1)  # type: ignore[arg-type]  # expected: path is a str
+    limiter.limited(headers="opneai")  # type: ignore[call-overload]  # expected: no such provider
+    limiter.limited(headers={"a": "b"})  # type: ignore[call-overload]  # expected: a provider's name
+    limiter.limited(headers="openai", parser=lower)  # type: ignore[call-overload]  # expected: no delay

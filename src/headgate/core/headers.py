@@ -5,20 +5,23 @@ the rules. Nothing here raises: a field that cannot be read is as good as none.
 
 Sources: RFC 9110 10.2.3 (Retry-After: seconds or a date); OpenAI "Rate limits" guide, read October 2026
 (``x-ratelimit-*``; reset is a Go duration until the *full* state; ``retry-after-ms`` goes first). Groq and
-Shopify send decimals in Retry-After; some APIs send Unix times, in seconds or milliseconds, as resets.
+Shopify send decimals in Retry-After; some APIs send Unix times, in seconds or milliseconds, as resets, and
+some what JavaScript's ``Date`` prints (ECMA-262 21.4.4.41).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from headgate.core.durations import go_duration_us
 from headgate.core.model import DAY, SECOND, Reading
 
 _NUMBER = re.compile(r"\d{1,30}(?:\.\d{1,30})?\Z")
+_ASCTIME = re.compile(r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}\Z")
+_JAVASCRIPT_ZONE = re.compile(r"\bGMT(?=[+-]\d{4}\b)")
 _LONGEST_US = 400 * DAY
 _EPOCH_MS = 1e11
 _EPOCH_S = 1e9
@@ -55,14 +58,19 @@ def delay_us(text: str, wall_us: int, *, unit_us: int = SECOND) -> int | None:
 
 
 def instant_us(text: str) -> int | None:
-    """Unix time in µs of an RFC 3339 or HTTP date; None if it is neither."""
+    """Unix time in µs of an RFC 3339 date, of an HTTP date (all forms of RFC 9110 5.6.7) or of one that
+    JavaScript printed; None if it is none of these. One without a zone is none, but for that of C's
+    ``asctime``, which HTTP takes for UTC.
+    """
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
         try:
-            found = parsedate_to_datetime(text)
+            found = parsedate_to_datetime(_JAVASCRIPT_ZONE.sub("", text))
         except ValueError:
             return None
+        if _ASCTIME.match(text):
+            found = found.replace(tzinfo=UTC)
     if found.tzinfo is None:
         return None
     return round(found.timestamp() * SECOND)

@@ -14,13 +14,13 @@ nothing remaining until ``x-ratelimit-reset``, or with neither, and then it asks
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from headgate.core.durations import go_duration_us
 from headgate.core.headers import answered_at_us, delay_us, openai_readings, retry_after_us
 from headgate.core.model import MINUTE, Reading
-from headgate.core.retry import ErrorClass, class_of_status
+from headgate.core.retry import SPENDS_NO_ATTEMPT, ErrorClass, class_of_status
+from headgate.providers.resets import LONGEST_PAUSE_US, Resets
 
 MONEY_CODES = frozenset(
     "credit_balance_exhausted organization_spend_limit_exceeded project_spend_limit_exceeded "
@@ -55,7 +55,8 @@ class Answer(NamedTuple):
     """What an answer says, in headgate's words.
 
     ``message`` is the error's text, empty if there is none; ``meter`` the meter that a refusal named;
-    ``status`` the HTTP status, None if no answer came.
+    ``status`` the HTTP status, None if no answer came; ``is_whole`` whether ``retry_after_us`` is known to be
+    enough, though the window may be a long one.
     """
 
     error: ErrorClass
@@ -66,10 +67,16 @@ class Answer(NamedTuple):
     readings: tuple[Reading, ...]
     usage: Usage | None
     status: int | None = None
+    is_whole: bool = False
 
 
 def read_answer(
-    status: int, fields: Mapping[str, str], body: Any, wall_us: int, meters: Iterable[str]
+    status: int,
+    fields: Mapping[str, str],
+    body: Any,
+    wall_us: int,
+    meters: Collection[str],
+    resets: Resets | None = None,
 ) -> Answer:
     """Read an answer.
 
@@ -79,6 +86,7 @@ def read_answer(
         body: the parsed JSON, or None if it was none.
         wall_us: our wall clock.
         meters: the meters to look for in ``x-ratelimit-*`` fields.
+        resets: fields that tell how long a throttle lasts, and for which meter; None to go by Retry-After.
     """
     readings = openai_readings(fields, wall_us, meters)
     if status < 400:
@@ -91,8 +99,14 @@ def read_answer(
         error = ErrorClass.THROTTLED
     pause = retry_after_us(fields, wall_us)
     if pause is None:
-        pause = _pause_told_otherwise(status, error, fields, message, wall_us)
-    return Answer(error, message, code, _meter_of(kind, fields), pause, readings, None, status)
+        pause = _told_in_text(message, wall_us)
+    meter, is_whole = _meter_of(kind, fields), False
+    if resets is not None and error in SPENDS_NO_ATTEMPT:
+        named = (kind, fields.get("x-ratelimit-type"))
+        pause, meter, is_whole = resets.closed(fields, pause, named, wall_us, meters)
+    if pause is None and error is ErrorClass.THROTTLED:
+        pause = _told_by_github(status, fields, wall_us)
+    return Answer(error, message, code, meter, pause, readings, None, status, is_whole)
 
 
 def read_usage(body: Any) -> Usage | None:
@@ -160,19 +174,17 @@ def _nothing_remains(fields: Mapping[str, str]) -> bool:
     return fields.get("x-ratelimit-remaining", "").strip() == "0"
 
 
-def _pause_told_otherwise(
-    status: int, error: ErrorClass, fields: Mapping[str, str], message: str, wall_us: int
-) -> int | None:
-    """How long to stay away, where no Retry-After says it."""
+def _told_in_text(message: str, wall_us: int) -> int | None:
     again = _TRY_AGAIN.search(message)
-    if again:
-        return go_duration_us(again[1])
-    if error is not ErrorClass.THROTTLED:
-        return None
+    return delay_us(again[1], wall_us) if again else None
+
+
+def _told_by_github(status: int, fields: Mapping[str, str], wall_us: int) -> int | None:
+    """How long to stay away, where no Retry-After says it."""
     reset = fields.get("x-ratelimit-reset")
     if reset is not None and _nothing_remains(fields):
         found = delay_us(reset, answered_at_us(fields, wall_us))
-        if found is not None:
+        if found is not None and found <= LONGEST_PAUSE_US:
             return found
     return MINUTE if status == 403 else None
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
 from headgate.core.retry import ErrorClass
 from headgate.errors import ConfigurationError, CostExceedsLimit, Throttled
 from headgate.providers.answers import Answer, read_answer
+from headgate.providers.resets import Resets
 
 LARGEST_BODY = 1 << 20
 """Bytes that are parsed, some 10 ms; what is larger is the user's data, and no error is as large."""
@@ -29,9 +30,11 @@ MOST_LINKS = 8
 """Errors that are looked at: the one that was raised and those behind it."""
 LONGEST_MESSAGE = 500
 
-_PLAIN = frozenset(
+PLAIN = frozenset(
     {type(None), bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset}
 )
+"""What has nothing to do with an answer."""
+
 _STATUS_NAMES = ("status_code", "status", "http_status", "code")
 _BODY_NAMES = ("_content", "_body", "content", "body", "data", "text")
 """Where a body that was read lies in a response; the first two are private to requests and httpx, and to
@@ -99,7 +102,7 @@ def read_reply(thing: object) -> Reply | None:
     """
     try:
         kind = type(thing)
-        if kind in _PLAIN:
+        if kind in PLAIN:
             return None
         if issubclass(kind, BaseException):
             return next((found for link in _links(thing) if (found := _of_error(link))), None)
@@ -108,7 +111,13 @@ def read_reply(thing: object) -> Reply | None:
         return None
 
 
-def read_failure(error: BaseException, wall_us: int, meters: Iterable[str]) -> Answer:
+def read_failure(
+    error: BaseException,
+    wall_us: int,
+    meters: Collection[str],
+    resets: Resets | None = None,
+    handled: BaseException | None = None,
+) -> Answer:
     """What an error that a function raised says, in the words of :mod:`headgate.providers.answers`.
 
     1. headgate's own: a cost that never fits, a configuration that makes no sense, a throttle that lasted.
@@ -122,6 +131,9 @@ def read_failure(error: BaseException, wall_us: int, meters: Iterable[str]) -> A
         error: what was raised. See :func:`read_reply` for errors that wrap others.
         wall_us: our wall clock.
         meters: the meters to look for in ``x-ratelimit-*`` fields.
+        resets: as for :func:`~headgate.providers.answers.read_answer`.
+        handled: the error that was being handled when the function was called, so that what the function
+            raised may have it for its context; it, and what is behind it, is not asked.
 
     Returns:
         An answer whose ``status`` is None if no answer came. ``message`` is the error's text, without what
@@ -129,14 +141,14 @@ def read_failure(error: BaseException, wall_us: int, meters: Iterable[str]) -> A
     """
     if not isinstance(error, Exception):
         return _without_answer(ErrorClass.CALLER, error)
-    links = [error] if _is_mistake(error) else list(_links(error))
+    links = [error] if _is_mistake(error) else list(_links(error, handled))
     for link in links:
         own = _class_of_ours(link)
         if own is not None:
             return _without_answer(own, error)
         reply = _safely_of_error(link)
         if reply is not None:
-            return _with_answer(error, reply, wall_us, meters)
+            return _with_answer(error, reply, wall_us, meters, resets)
     if isinstance(error, MISTAKES):
         return _without_answer(ErrorClass.CALLER, error)
     classes = (_class_without_answer(link) for link in links)
@@ -247,9 +259,9 @@ def _parse(text: bytes | str) -> Any:
 # Errors
 
 
-def _links(error: Any) -> Iterator[BaseException]:
-    """An error, and those behind it, nearest first."""
-    links, seen = [error], {id(error)}
+def _links(error: Any, handled: BaseException | None = None) -> Iterator[BaseException]:
+    """An error, and those behind it, nearest first, as far as ``handled``."""
+    links, seen = [error], {id(error), id(handled)}
     for link in links:  # it grows on the way
         yield link
         members = link.exceptions[:MOST_LINKS] if isinstance(link, BaseExceptionGroup) else ()
@@ -333,8 +345,10 @@ def _class_without_answer(error: BaseException) -> ErrorClass | None:
     return None
 
 
-def _with_answer(error: BaseException, reply: Reply, wall_us: int, meters: Iterable[str]) -> Answer:
-    answer = read_answer(*reply, wall_us, meters)
+def _with_answer(
+    error: BaseException, reply: Reply, wall_us: int, meters: Collection[str], resets: Resets | None
+) -> Answer:
+    answer = read_answer(*reply, wall_us, meters, resets)
     private = [value for name in _PRIVATE_FIELDS if len(value := reply.fields.get(name, "")) > 8]
     return answer._replace(
         # It was raised, so it is of no use, whatever its status.

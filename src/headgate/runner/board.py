@@ -17,6 +17,7 @@ from headgate.core.model import LOST, NEVER, SECOND, UNSENT, Now, Signal
 from headgate.core.retry import SPENDS_NO_ATTEMPT, Done, ErrorClass, GiveUp, RetryAt, RetryPolicy, after
 from headgate.errors import CallCancelled, DuplicateCall, Throttled
 from headgate.limiter import Limiter, Permit
+from headgate.providers.outcome import Outcome, log
 from headgate.runner.call import (
     ASLEEP,
     DONE,
@@ -28,7 +29,6 @@ from headgate.runner.call import (
 )
 from headgate.runner.events import Event, Kind, Listener
 from headgate.runner.interval import Spacing
-from headgate.runner.outcome import Outcome, log
 from headgate.runner.ramp import Ramp
 from headgate.runner.spending import Spending
 from headgate.runner.statistics import Figures

@@ -19,9 +19,9 @@ from headgate.core.model import NEVER, SECOND, Granted, Refused
 from headgate.errors import CostExceedsLimit, ValidationError
 from headgate.limiter import Permit
 from headgate.order import refusal
+from headgate.providers.outcome import Judge, rejection, unreadable
 from headgate.runner.board import Board
 from headgate.runner.call import Attempt, Call, CurrentCall, Memory, close, current
-from headgate.runner.outcome import Judge, rejection, unreadable
 from headgate.runner.threads import Threads
 
 SAME_TURN_US = 10_000

@@ -19,13 +19,13 @@ from headgate.limiter import Limiter
 from headgate.order import refusal
 from headgate.progress.view import KINDS as KINDS_OF_VIEW
 from headgate.progress.view import make_view
+from headgate.providers.outcome import Judge, RetryOn, Validator
 from headgate.runner.bell import Bell, Interrupts
 from headgate.runner.board import DEADLINE, INTERRUPTED, Board, Dedup
 from headgate.runner.call import DONE, Call, current
 from headgate.runner.events import KINDS, Kind, Listener
 from headgate.runner.interval import Interval, spacing
 from headgate.runner.memory import Occurrences, Remembered
-from headgate.runner.outcome import Judge, RetryOn, Validator
 from headgate.runner.ramp import Ramp
 from headgate.runner.results import Results
 from headgate.runner.spending import Spending

@@ -12,9 +12,9 @@ from types import TracebackType
 
 from headgate.errors import RunStopped
 from headgate.progress.view import View
+from headgate.providers.outcome import log
 from headgate.runner.bell import Interrupts
 from headgate.runner.board import DEADLINE, INTERRUPTED, Board
-from headgate.runner.outcome import log
 from headgate.runner.status import Watch
 
 GRACE_SECONDS = 5.0

@@ -8,8 +8,8 @@ from headgate.core.model import SECOND
 from headgate.core.rates import possible_units
 from headgate.progress.stats import Pace
 from headgate.progress.view import LimitStatus, Status, View
+from headgate.providers.outcome import log
 from headgate.runner.board import Board
-from headgate.runner.outcome import log
 from headgate.runner.statistics import LimitUse, Statistics
 
 

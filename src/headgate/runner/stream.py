@@ -11,8 +11,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from headgate.providers.outcome import log
 from headgate.runner.call import ASLEEP, DONE, WAITING, Call
-from headgate.runner.outcome import log
 
 if TYPE_CHECKING:
     import asyncio

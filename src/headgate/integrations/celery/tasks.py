@@ -23,12 +23,12 @@ from headgate.core.retry import SPENDS_NO_ATTEMPT
 from headgate.errors import AcquireTimeout
 from headgate.integrations.celery.queues import home_of
 from headgate.parking import Arrival, Lot, lot_of
-from headgate.runner.outcome import Judge
 
 if TYPE_CHECKING:
     from celery import Task
 
     from headgate.limiter import Limiter, Permit
+    from headgate.providers.outcome import Judge
 
 log = logging.getLogger("headgate")
 
@@ -112,7 +112,7 @@ def run(
     attempt: Attempt,
     units: Mapping[str, int],
     call: Callable[[], Any],
-    usage: Callable[[Any], Mapping[str, int]] | None = None,
+    judge: Judge,
     priority: float = 0,
 ) -> Any:
     """Call if there is a permit, and return what came of it; else park the task and leave.
@@ -122,7 +122,6 @@ def run(
         CostExceedsLimit: the cost can never fit.
         Exception: what ``call`` raised, if that was no throttle.
     """
-    judge = Judge(limiter.plan.meters, usage, (), None, None)
     lot, key = lot_of(limiter.store), limiter.key
     arrived_us = limiter.store.now().elapsed_us
     arrival = lot.enter(key, attempt.id, attempt.release)

@@ -1,7 +1,7 @@
 """What an attempt came to: which signal its limits get, and whether the call is done.
 
-It reads errors and results through the providers' room and decides by the core's rules; it knows neither
-loops nor threads.
+It reads errors and results by what is known of APIs, and decides by the core's rules; it knows neither loops
+nor threads.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, TypeAlias
 from headgate.core.model import ANSWERED, LOST, UNSENT, Signal, Throttle
 from headgate.core.retry import SPENDS_NO_ATTEMPT, ErrorClass
 from headgate.errors import AcquireTimeout, CallCancelled, CostExceedsLimit, ValidationError
-from headgate.providers.openai import Answer, read_answer
-from headgate.providers.reply import read_failure, read_reply
+from headgate.providers.answers import Answer, read_answer
+from headgate.providers.reply import PLAIN, read_failure, read_reply
+from headgate.providers.resets import Resets
 
 log = logging.getLogger("headgate")
 
@@ -50,6 +51,7 @@ class Judge:
         validators: in order; the first that says no decides.
         retry_on: overrules what errors say of themselves, but for refusals.
         learn: told (args, kwargs, result) of each success; makes {meter: units charged} of it.
+        resets: fields that tell how long a throttle lasts; None to go by Retry-After alone.
     """
 
     meters: frozenset[str]
@@ -57,7 +59,12 @@ class Judge:
     validators: Sequence[Validator]
     retry_on: RetryOn | None
     learn: Callable[[tuple[Any, ...], dict[str, Any], Any], Mapping[str, int]] | None
+    resets: Resets | None = None
     _complaints: set[str] = field(default_factory=set)
+
+    def is_mute(self, value: Any) -> bool:
+        """Whether there is nothing to be read in a result, as in most."""
+        return self.usage is None and type(value) in PLAIN
 
     def of_value(
         self,
@@ -71,7 +78,7 @@ class Judge:
         reply = read_reply(value)
         answer: Answer | None = None
         if reply is not None:
-            answer = read_answer(reply.status, reply.fields, reply.body, wall_us, self.meters)
+            answer = read_answer(*reply, wall_us, self.meters, self.resets)
             if answer.error in SPENDS_NO_ATTEMPT:
                 error = RuntimeError(f"the server refused it: HTTP {reply.status}")
                 return self._refused(answer, error)
@@ -84,9 +91,9 @@ class Judge:
             return Outcome(ErrorClass.MALFORMED, failed, None, signal, usage, None, pauses=False)
         return Outcome(ErrorClass.OK, None, value, signal, usage, None)
 
-    def of_error(self, error: BaseException, wall_us: int) -> Outcome:
-        """The function has raised."""
-        answer = read_failure(error, wall_us, self.meters)
+    def of_error(self, error: BaseException, wall_us: int, handled: BaseException | None = None) -> Outcome:
+        """The function has raised. ``handled`` is the error that was being handled as it was called."""
+        answer = read_failure(error, wall_us, self.meters, self.resets, handled)
         if answer.error in SPENDS_NO_ATTEMPT:
             return self._refused(answer, error)
         kind = answer.error if self.retry_on is None else self._by_wish(error, self.retry_on)
@@ -115,9 +122,8 @@ class Judge:
             log.exception(text)
 
     def _refused(self, answer: Answer, error: BaseException) -> Outcome:
-        throttle = Throttle(
-            answer.meter, answer.retry_after_us, until_edge=answer.error is ErrorClass.WINDOW_GONE
-        )
+        until_edge = answer.error is ErrorClass.WINDOW_GONE and not answer.is_whole
+        throttle = Throttle(answer.meter, answer.retry_after_us, until_edge=until_edge)
         signal = Signal(readings=answer.readings, throttle=throttle)
         return Outcome(answer.error, error, None, signal, None, answer.retry_after_us)
 
