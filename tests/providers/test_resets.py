@@ -333,7 +333,7 @@ def test_an_instant_is_told_by_the_clock_that_set_it() -> None:
         True, "5", b"5", [5], float("nan"), float("inf"), 10**400, 5j, AT_10.date(), object(),
         AT_10.replace(tzinfo=Nowhere()), LookupError("x"),
     ],
-    ids=repr,
+    ids=lambda found: type(found).__name__,
 )  # fmt: skip
 def test_a_parser_that_fails_costs_no_answer(found: Any, caplog: pytest.LogCaptureFixture) -> None:
     def parse(text: str) -> Any:
