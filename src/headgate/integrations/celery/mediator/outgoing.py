@@ -228,6 +228,14 @@ class Connections:
             exchange.line.used_at = time.monotonic()
             self._keep(place, exchange.line)
 
+    def close(self) -> None:
+        """Close those that are idle."""
+        with self._lock:
+            lines = [line for each in self._idle.values() for line in each]
+            self._idle.clear()
+        for line in lines:
+            line.close()
+
     def _connect(self, url: Url, public: bool, seconds: float) -> _Line:
         if self._tls is None and url.scheme == "https":
             self._tls = ssl.create_default_context()
@@ -240,11 +248,11 @@ class Connections:
         return line
 
     def _take(self, place: tuple[str, str, int, bool]) -> _Line | None:
+        if self._process != os.getpid():  # the parent's are the parent's: what is closed here are copies
+            self._process = os.getpid()
+            self.close()
         while True:
             with self._lock:
-                if self._process != os.getpid():  # the parent's are the parent's
-                    self._idle.clear()
-                    self._process = os.getpid()
                 lines = self._idle.get(place)
                 line = lines.pop() if lines else None
             if line is None:

@@ -106,7 +106,7 @@ def request_of(values: object) -> Request:
     if callback is not None and not isinstance(callback, str):
         raise InvalidRequest(f"callback: expected a URL; got {_kind(callback)}")
     method = values.get("method", "POST")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise InvalidRequest(f"method: expected one of {', '.join(sorted(METHODS))}; got {method!r:.40}")
     request = Request(
         endpoint=endpoint,

@@ -22,10 +22,15 @@ _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?")
 _PLAIN = re.compile(r"[!-~]+")
 _MAPPED = ipaddress.ip_network("::ffff:0:0/96")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Networks that lead to others (6to4, Teredo, local NAT64), and the platform's own address at Azure, which is
-# outside of all private ranges ("What is IP address 168.63.129.16?", Microsoft, read November 2026).
+# Networks that lead to others (6to4 and its relays, Teredo, local NAT64, segment routing), or are special in
+# ways that some versions of ipaddress do not know: IANA's special-purpose address registries. And Azure's own
+# address inside of every virtual network: Microsoft Learn, "What is IP address 168.63.129.16?".
 _REFUSED = tuple(
-    map(ipaddress.ip_network, ("2002::/16", "2001::/32", "64:ff9b:1::/48", "168.63.129.16/32", "fec0::/10"))
+    map(
+        ipaddress.ip_network,
+        "192.0.0.0/24 192.88.99.0/24 168.63.129.16/32 "
+        "64:ff9b:1::/48 100::/64 2001::/23 2002::/16 3fff::/20 5f00::/16 fec0::/10".split(),
+    )
 )
 
 
@@ -115,11 +120,8 @@ def read_url(text: object, *, prefix: bool = False) -> Url:
 def is_public(address: str) -> bool:
     """Whether an IP address is one of the internet's: no loopback, no private network, no multicast…"""
     found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        if found in _MAPPED or found in _NAT64:
-            found = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        elif found.is_site_local:
-            return False
+    if isinstance(found, ipaddress.IPv6Address) and (found in _MAPPED or found in _NAT64):
+        found = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
     if any(found in network for network in _REFUSED if network.version == found.version):
         return False
     return found.is_global and not (found.is_multicast or found.is_reserved or found.is_unspecified)
