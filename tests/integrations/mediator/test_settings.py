@@ -56,6 +56,8 @@ def test_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert openai.preset is not None
     assert openai.preset.cost(prompt="x" * 10, max_tokens=5)["tokens"] >= 15
     assert repr(openai.secret_headers["authorization"]) == "<Secret of OPENAI_API_KEY>"
+    assert openai.resets is not None
+    assert openai.resets.fields[0].reset == "x-ratelimit-reset-requests"
     assert openai.idempotency_header == "idempotency-key"
     assert [limit.name for limit in other.limits] == ["requests/min", "tokens/min", "concurrency"]
     assert (other.key, other.idempotency_header, dict(other.cost)) == ("their-budget", "", {"tokens": 7})
@@ -132,6 +134,8 @@ def test_mistakes_are_told(told: dict[str, Any], says: str) -> None:
         ({"headers": {"Idempotency-Key": "1"}}, "set twice"),
         ({"timeout_seconds": 0}, "seconds above 0"),
         ({"attempts": 0}, "whole number above 0"),
+        ({"headers_dialect": "klingon"}, "services.api.headers_dialect: .*one of anthropic"),
+        ({"token_header": "x y"}, "services.api.headers_dialect: token_header= is the name"),
     ],
 )
 def test_mistakes_in_services_are_told(told: dict[str, Any], says: str) -> None:

@@ -29,6 +29,7 @@ from headgate.integrations.celery.mediator.request import (
 from headgate.integrations.celery.mediator.steps import Again, backoff_seconds
 from headgate.integrations.celery.mediator.urls import Url
 from headgate.integrations.celery.tasks import attempt_of, run
+from headgate.providers.outcome import Judge
 
 if TYPE_CHECKING:
     from celery import Task
@@ -141,7 +142,8 @@ def _post(engine: Engine, task: Task, task_id: str, url: Url, public: bool, sinc
         raise HostDown(told, fields)
 
     engine.hosts.tell(url.netloc)
-    reply: Reply = run(engine.callback_limiter(url.netloc), attempt, {}, post)
+    limiter = engine.callback_limiter(url.netloc)
+    reply: Reply = run(limiter, attempt, {}, post, Judge(limiter.plan.meters, None, (), None, None))
     return reply
 
 

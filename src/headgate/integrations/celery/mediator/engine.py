@@ -6,7 +6,6 @@ Storage must not be used before a fork, and nothing here does so by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from headgate.integrations.celery.mediator.hosts import Hosts
@@ -15,7 +14,7 @@ from headgate.integrations.celery.mediator.request import Request
 from headgate.integrations.celery.mediator.settings import Service, Settings
 from headgate.integrations.storage import open_storage
 from headgate.limiter import Limiter
-from headgate.providers.preset import Preset
+from headgate.providers.outcome import Judge
 from headgate.stores.base import Store, open_store
 
 CALLBACK_KEY = "mediator-callback:"
@@ -66,16 +65,21 @@ def cost_of(service: Service, request: Request) -> dict[str, int]:
     }
 
 
-def usage_of(service: Service, request: Request) -> Callable[[Reply], Mapping[str, int]] | None:
-    """Makes {meter: units really used} of an answer, and teaches the preset; None if nobody can."""
-    return None if service.preset is None else partial(_usage, service.preset, _arguments(request.payload))
+def judge_of(service: Service, request: Request) -> Judge:
+    """How the answer to a request is read; a preset learns from it."""
+    meters = frozenset(limit.meter for limit in service.limits)
+    preset = service.preset
+    if preset is None:
+        return Judge(meters, None, (), None, None, service.resets)
+    arguments = _arguments(request.payload)
 
+    def usage(reply: Reply) -> Mapping[str, int]:
+        return preset.usage(reply.json) if reply.status < 300 else {}
 
-def _usage(preset: Preset, arguments: Mapping[str, Any], reply: Reply) -> Mapping[str, int]:
-    if reply.status >= 300:
-        return {}
-    preset.learn((), arguments, reply.json)
-    return preset.usage(reply.json)
+    def learn(args: tuple[Any, ...], kwargs: dict[str, Any], reply: Reply) -> Mapping[str, int]:
+        return preset.learn((), arguments, reply.json) if reply.status < 300 else {}
+
+    return Judge(meters, usage, (), None, learn, service.resets)
 
 
 def _arguments(payload: object) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from headgate.integrations.celery.mediator.secrets import Secret
 from headgate.integrations.celery.mediator.urls import Url, read_url
 from headgate.limiter import OPTIONS
 from headgate.providers.preset import Preset
+from headgate.providers.resets import PROVIDERS, Resets, resets_of
 
 PREFIX = "HEADGATE_MEDIATOR_"
 """Of the environment's variables: ``HEADGATE_MEDIATOR_STORAGE`` overrules ``storage`` in the file."""
@@ -37,7 +38,8 @@ _TOP = (
     "largest_response_bytes services callbacks"
 ).split()
 _SERVICE = (
-    "endpoint limits preset key headers secret_headers timeout_seconds attempts idempotency_header cost"
+    "endpoint limits preset key headers secret_headers timeout_seconds attempts idempotency_header cost "
+    "headers_dialect token_header requests_header"
 ).split()
 _CALLBACKS = "allow limits attempts give_up_seconds timeout_seconds secret_headers".split()
 _SERVICE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -65,6 +67,7 @@ class Service:
         attempts: those that may fail; refusals for the rate do not count.
         idempotency_header: carries the task's id; empty for none.
         cost: {meter: units} of each request that says nothing else.
+        resets: fields of its answers that tell how long a throttle lasts; None to go by Retry-After alone.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Service:
     attempts: int = 6
     idempotency_header: str = "idempotency-key"
     cost: Mapping[str, int] = field(default_factory=dict)
+    resets: Resets | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,7 +368,21 @@ def _service(name: str, table: _Table) -> Service:
         attempts=table.whole("attempts", 6),
         idempotency_header=idempotency_header,
         cost=dict(cost),
+        resets=_resets(table, preset),
     )
+
+
+def _resets(table: _Table, preset: Preset | None) -> Resets | None:
+    """The dialect that is named, else the preset's, if it has one."""
+    usual = preset.name if preset is not None and preset.name in PROVIDERS else ""
+    names = ("headers_dialect", "token_header", "requests_header")
+    dialect, token_header, requests_header = (
+        table.text(name, usual if name == "headers_dialect" else "") or None for name in names
+    )
+    try:
+        return resets_of(dialect, token_header, requests_header)
+    except ConfigurationError as error:
+        raise table.error("headers_dialect", str(error)) from None
 
 
 def _preset(table: _Table, own: tuple[Limit, ...]) -> tuple[Preset | None, tuple[Limit, ...]]:

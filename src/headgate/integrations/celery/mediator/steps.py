@@ -23,7 +23,7 @@ from headgate.errors import (
     StorageError,
     StoreError,
 )
-from headgate.integrations.celery.mediator.engine import Engine, cost_of, usage_of
+from headgate.integrations.celery.mediator.engine import Engine, cost_of, judge_of
 from headgate.integrations.celery.mediator.outgoing import AnswerTooLarge, Reply, TransportError
 from headgate.integrations.celery.mediator.request import (
     InvalidRequest,
@@ -190,11 +190,11 @@ def _send(
             return exchange.send(request.method, headers, body, seconds=service.timeout_seconds)
 
         reply: Reply = run(
-            engine.limiter(service), attempt, cost_of(service, request), send, usage_of(service, request)
+            engine.limiter(service), attempt, cost_of(service, request), send, judge_of(service, request)
         )
     ended = time.monotonic()
     wall_us, meters = round(time.time() * SECOND), engine.limiter(service).plan.meters
-    answer = read_answer(reply.status, reply.headers, reply.json, wall_us, meters)
+    answer = read_answer(reply.status, reply.headers, reply.json, wall_us, meters, service.resets)
     kind = answer.error
     if kind is ErrorClass.OK and is_json(reply) and reply.body and not _parses(reply):
         kind = ErrorClass.MALFORMED

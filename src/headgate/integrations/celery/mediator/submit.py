@@ -75,7 +75,7 @@ class Submitter:
             if self._storage.exists(response_name(name)):
                 return Submitted(name, State.DONE)
             state = State.SENT_AGAIN
-        # The message bears the task's id, so that copies of what is parked are known for what they are.
+        # Under the task's own id, so that ``celery control revoke`` knows it.
         self.app.send_task(CALL, args=[name], task_id=name)
         return Submitted(name, state)
 
