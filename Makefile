@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	$$p -c '$(MIN)' 2>/dev/null && { echo $$p; break; }; done)
 
 # Tests whose programs share the machine by the clock: nothing else runs beside them.
-TIMED := tests/fleet tests/integrations/celery tests/strict tests/stores/test_shares.py
+TIMED := tests/fleet tests/integrations/celery tests/integrations/mediator tests/strict tests/stores/test_shares.py
 
 # ARGS may choose tests of one of the two runs only, for which pytest has a status of its own.
 NONE := [ $$? -eq 5 ]

@@ -16,6 +16,7 @@ COMMANDS = {
     "resume": "Let calls go again.",
     "set": "Change limits and shares of a key while it is in use.",
     "forget": "Start a key anew.",
+    "mediator": "Submit requests to Celery workers through object storage.",
 }
 _NAMES = {"set": "set_limits"}
 """Of a command's module and function, where they are not the command's: ``set`` is a built-in."""

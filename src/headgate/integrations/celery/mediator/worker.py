@@ -1,0 +1,141 @@
+"""Celery's side of the mediator: the app, its two tasks, and what begins and ends with a worker."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, Task
+from celery.exceptions import Reject
+from celery.signals import worker_init, worker_ready, worker_shutdown
+from kombu.exceptions import OperationalError
+
+from headgate.errors import StorageError, StoreError
+from headgate.integrations.celery.mediator import callback, steps
+from headgate.integrations.celery.mediator.engine import Engine
+from headgate.integrations.celery.mediator.settings import Settings
+from headgate.integrations.celery.releaser import attend
+
+log = logging.getLogger("headgate")
+
+CALL = "headgate.mediator.call"
+"""The task that any program sends: its one argument is a task id."""
+CALL_BACK = "headgate.mediator.call_back"
+"""The task that calls back; sending it by hand calls back once more."""
+
+_engines: dict[int, Engine] = {}
+"""By the id of their app."""
+
+
+def make_app(settings: Settings) -> Celery:
+    """The Celery app of a mediator. Nothing is connected to yet.
+
+    It does not become the current app of a program that has another one.
+    """
+    app = Celery(
+        "headgate-mediator",
+        broker=settings.broker,
+        backend=settings.backend,
+        set_as_current=False,
+        fixups=[],
+    )
+    transport = settings.broker.partition(":")[0]
+    redis = transport.startswith(("redis", "rediss", "valkey", "sentinel"))
+    app.conf.update(
+        task_default_queue=settings.queue,
+        task_serializer="json",
+        accept_content=["json"],
+        result_expires=86_400,
+        worker_prefetch_multiplier=1,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options=(
+            {"visibility_timeout": settings.visibility_timeout_seconds} if redis else {}
+        ),
+    )
+    engine = _engines[id(app)] = Engine(settings)
+    options: dict[str, Any] = {
+        "bind": True,
+        "acks_late": True,
+        "reject_on_worker_lost": True,
+        "max_retries": None,
+        "ignore_result": settings.backend is None,
+    }
+
+    def call(self: Task, task_id: str, failed: int = 0, missing: int = 0) -> None:
+        def step() -> None:
+            if steps.call(engine, self, task_id, failed, missing):
+                app.send_task(CALL_BACK, args=[task_id], kwargs={"since": time.time()})
+
+        _guarded(self, task_id, {"failed": failed, "missing": missing}, step)
+
+    def call_back(self: Task, task_id: str, failed: int = 0, since: float | None = None) -> None:
+        given = {"failed": failed, "since": time.time() if since is None else since}
+        # It may be parked, and then comes again with its arguments as they stand there.
+        self.request.args, self.request.kwargs = [task_id], given
+        _guarded(
+            self, task_id, given, lambda: callback.call_back(engine, self, task_id, failed, given["since"])
+        )
+
+    app.task(name=CALL, **options)(call)
+    app.task(name=CALL_BACK, **options)(call_back)
+    return app
+
+
+def _guarded(task: Task, task_id: str, given: dict[str, Any], step: Callable[[], None]) -> None:
+    """Take a step; what may pass is tried again, for as long as it takes."""
+    try:
+        step()
+    except steps.CONTROL:
+        raise
+    except steps.Again as again:
+        _again(task, task_id, {**given, **again.counts}, again.seconds)
+    except (StorageError, StoreError) as error:
+        log.warning("the task %s has to wait: %s", task_id, error)
+        _again(task, task_id, given, random.uniform(1, steps.LONGEST_COUNTDOWN_SECONDS))
+    except OperationalError as error:
+        log.warning("the broker cannot be reached: %s", type(error).__name__)
+        raise Reject("the broker cannot be reached", requeue=True) from None
+
+
+def _again(task: Task, task_id: str, given: dict[str, Any], seconds: float) -> None:
+    try:
+        task.retry(args=[task_id], kwargs=given, countdown=seconds)
+    except Reject as error:  # it could not be sent, and would be lost
+        raise Reject(error.reason, requeue=True) from None
+
+
+# In a worker
+
+
+def _engine_of(sender: Any) -> Engine | None:
+    return _engines.get(id(getattr(sender, "app", None)))
+
+
+@worker_init.connect
+def _begin(sender: Any = None, **_: Any) -> None:
+    """Before anything is forked, and before anything is received."""
+    engine = _engine_of(sender)
+    if engine is not None:
+        for service in engine.settings.services.values():
+            for secret in service.secret_headers.values():
+                secret.value()
+            attend(engine.limiter(service))
+        for secret in engine.settings.callbacks.secret_headers.values():
+            secret.value()
+
+
+@worker_ready.connect
+def _ready(sender: Any = None, **_: Any) -> None:
+    engine = _engine_of(sender)
+    if engine is not None:
+        engine.hosts.start()
+
+
+@worker_shutdown.connect
+def _end(sender: Any = None, **_: Any) -> None:
+    engine = _engine_of(sender)
+    if engine is not None:
+        engine.hosts.stop()
