@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integrations.mediator.place import MODULE, ROOT, Place, wait_until
-from tests.integrations.mediator.receiver import Receiver
 
 from headgate.parking import lot_of
 from headgate.stores.base import open_store
+from tests.integrations.mediator.place import MODULE, ROOT, Place, wait_until
+from tests.integrations.mediator.receiver import Receiver
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import RedisServer
 from tests.servers.s3 import S3Server
@@ -102,9 +102,8 @@ class Crew:
             )
 
     def wait_until_ready(self) -> None:
-        for name in self.processes:
-            log = self.place.folder / f"{name}.log"
-            wait_until(lambda log=log: " ready." in log.read_text(errors="replace"))
+        logs = [self.place.folder / f"{name}.log" for name in self.processes]
+        wait_until(lambda: all(" ready." in log.read_text(errors="replace") for log in logs))
 
     def kill(self, name: str) -> None:
         process = self.processes.pop(name)
@@ -234,7 +233,7 @@ def _kill_who_lets_out(crew: Crew, store_url: str) -> None:
 
 def _utilisation(log: list[dict[str, Any]], rate: int) -> float:
     """Of the bucket, from full: without the last calls, which may have had to wait for the broker."""
-    arrived = sorted(entry["arrived_ns"] for entry in log)[: -2 * SLOTS]
+    arrived: list[int] = sorted(entry["arrived_ns"] for entry in log)[: -2 * SLOTS]
     return (len(arrived) - BURST) / rate / ((arrived[-1] - arrived[0]) / 1e9)
 
 

@@ -17,6 +17,7 @@ from headgate.errors import StorageError, StoreError
 from headgate.integrations.celery.mediator import callback, steps
 from headgate.integrations.celery.mediator.engine import Engine
 from headgate.integrations.celery.mediator.settings import Settings
+from headgate.integrations.celery.queues import due_queue
 from headgate.integrations.celery.releaser import attend
 
 log = logging.getLogger("headgate")
@@ -67,7 +68,9 @@ def make_app(settings: Settings) -> Celery:
     def call(self: Task, task_id: str, failed: int = 0, missing: int = 0) -> None:
         def step() -> None:
             if steps.call(engine, self, task_id, failed, missing):
-                app.send_task(CALL_BACK, args=[task_id], kwargs={"since": time.time()})
+                # What is done is told at once, and not behind all that is still to be done.
+                told = {"since": time.time()}
+                app.send_task(CALL_BACK, args=[task_id], kwargs=told, queue=due_queue(app, settings.queue))
 
         _guarded(self, task_id, {"failed": failed, "missing": missing}, step)
 
