@@ -95,11 +95,11 @@ def tick() -> None:
 
 
 @task(bind=True, max_retries=0, autoretry_for=(Exception,))
-@gate.limited
+@gate.limited(requests_header="x-my-reset", parser=lambda text: int(text) / 1000)
 def refused_once(self: Any, name: str) -> str:
     note("refused_once", name, self.request.retries)
     if first_time(name):
-        raise Refused
+        raise Refused(headers={"x-my-reset": "1500"})
     return name
 
 

@@ -118,9 +118,16 @@ def test_one_that_is_revoked_or_has_expired_never_runs(place: Place) -> None:
 def test_a_throttle_spends_no_attempt_and_stops_everybody(place: Place) -> None:
     program = place.program
     began = time.monotonic()
+    result = program.refused_once.delay("door")
+    wait_until(lambda: program.gate.snapshot().refusals)
+    [*_, refusal] = program.gate.snapshot().refusals
+    assert refusal.retry_after_seconds == 1.5, "as the field said that the program names"
+    other = program.behind_it.delay("other")
+    assert program.gate.snapshot().blocked.why in {"refused", "probing"}
     # With autoretry_for=(Exception,) and max_retries=0: to Celery nothing went wrong.
-    assert program.refused_once.delay("door").get(timeout=SECONDS) == "door"
-    assert time.monotonic() - began >= 1, "it was told to wait for a second"
+    assert result.get(timeout=SECONDS) == "door"
+    assert other.get(timeout=SECONDS) == "other"
+    assert time.monotonic() - began >= 1.5
     assert [line[2] for line in place.lines("refused_once", "door")] == ["0", "0"]
 
 
@@ -221,5 +228,7 @@ def test_a_blocked_service_is_in_nobodys_way(place: Place) -> None:
     done = group(program.call.s(f"beside-{number}") for number in range(120)).apply_async()
     wait_until(lambda: lot_of(program.blocked.store).peek("blocked").waiting == 400)
     assert {result.state for result in waiting} == {PARKED}
+    if place.broker_is_redis:
+        assert place.unacknowledged() <= 8, "no message waits with a task: none comes twice for it"
     assert len(done.get(timeout=SECONDS)) == 120
     assert not place.lines("never_today")

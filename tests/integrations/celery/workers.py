@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import redis
 
 from tests.servers.redis import RedisServer
 from tests.strict.scenarios import Server, strict_server
@@ -66,6 +67,15 @@ class Place:
         self.server = server
         self.workers = workers
 
+    @property
+    def broker_is_redis(self) -> bool:
+        return os.environ["BROKER"] == os.environ["BACKEND"]
+
+    def unacknowledged(self) -> int:
+        """Messages that Redis keeps for workers that have them in hand."""
+        with redis.Redis.from_url(os.environ["STORE"]) as client:
+            return int(client.hlen("unacked"))
+
     def lines(self, what: str, name: str | None = None) -> list[list[str]]:
         """Words of the journal's lines that begin so, after the instant."""
         path = self.folder / "journal"
@@ -91,12 +101,12 @@ def running(
     limit = {"meter": "requests", "kind": "bucket", "amount": 40, "burst": 8}
     config = {"limits": [limit], "count_refused": True, "latency_seconds": 0.02}
     with (
-        RedisServer() as redis,
+        RedisServer() as private,
         strict_server(config, folder) as server,
         pytest.MonkeyPatch.context() as patch,
     ):
-        socket = f"redis+socket://{redis.url.removeprefix('unix://')}"
-        told = {"BROKER": broker or socket, "BACKEND": socket, "STORE": redis.url, "SERVICE": server.url}
+        socket = f"redis+socket://{private.url.removeprefix('unix://')}"
+        told = {"BROKER": broker or socket, "BACKEND": socket, "STORE": private.url, "SERVICE": server.url}
         for name, value in {**told, "JOURNAL": str(folder / "journal"), **(environment or {})}.items():
             patch.setenv(name, value)
         from tests.integrations.celery import program
