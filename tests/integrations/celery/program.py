@@ -17,7 +17,7 @@ from headgate import Limiter
 
 STORE = os.environ["STORE"]
 JOURNAL = Path(os.environ["JOURNAL"])
-RATE, BURST = int(os.environ.get("RATE", "40")), 8
+RATE, BURST = os.environ["RATE"], os.environ["BURST"]
 
 app = Celery("program", broker=os.environ["BROKER"], backend=os.environ["BACKEND"])
 app.conf.update(

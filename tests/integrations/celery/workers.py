@@ -21,6 +21,8 @@ from tests.strict.scenarios import Server, strict_server
 
 ROOT = Path(__file__).parents[3]
 SECONDS = 90
+RATE, BURST = 40, 8
+"""Of the strict server, and of the program's limiter for it."""
 
 
 class Worker:
@@ -98,7 +100,7 @@ def running(
     Args:
         broker: None for the Redis that also keeps results and limits.
     """
-    limit = {"meter": "requests", "kind": "bucket", "amount": 40, "burst": 8}
+    limit = {"meter": "requests", "kind": "bucket", "amount": RATE, "burst": BURST}
     config = {"limits": [limit], "count_refused": True, "latency_seconds": 0.02}
     with (
         RedisServer() as private,
@@ -107,6 +109,7 @@ def running(
     ):
         socket = f"redis+socket://{private.url.removeprefix('unix://')}"
         told = {"BROKER": broker or socket, "BACKEND": socket, "STORE": private.url, "SERVICE": server.url}
+        told |= {"RATE": str(RATE), "BURST": str(BURST)}
         for name, value in {**told, "JOURNAL": str(folder / "journal"), **(environment or {})}.items():
             patch.setenv(name, value)
         from tests.integrations.celery import program
