@@ -102,6 +102,9 @@ class _Submission:
     """A run of ``submit``: some requests at once, told in order."""
 
     def __init__(self, submitter: Submitter, quiet: bool) -> None:
+        from headgate.integrations.celery.mediator.request import InvalidRequest
+
+        self._fault = InvalidRequest  # of a request; all else concerns every one
         self._submitter = submitter
         self._quiet = quiet
         self._counts: Counter[str] = Counter()
@@ -131,13 +134,13 @@ class _Submission:
             ", ".join(f"{count:,} {state}" for state, count in sorted(self._counts.items())) or "nothing"
         )
         if code:
-            self._say("stopped; the same command goes on from here")
+            self._say("stopped; the same command goes on from there")
         return code or (FAILED if self._counts["failed"] else 0)
 
     def _begin(self, pool: ThreadPoolExecutor, row: _Row) -> None:
         if row.request is None:
             future: Future[Any] = Future()
-            future.set_exception(ConfigurationError(row.fault))
+            future.set_exception(self._fault(row.fault))
         else:
             task_id = row.request.pop("task_id", None)
             future = pool.submit(self._submitter.submit, row.request, task_id)
@@ -149,7 +152,7 @@ class _Submission:
         place, future = self._pending[0]
         try:
             done = future.result()
-        except ConfigurationError as error:
+        except self._fault as error:
             self._counts["failed"] += 1
             self._say(f"{place}: {error}")
         else:

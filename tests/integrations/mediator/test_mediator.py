@@ -280,6 +280,30 @@ def test_a_host_that_is_down_is_left_alone_by_all(build: Build, api: Ledger) -> 
         assert place.response("dead")["ok"]
 
 
+@pytest.mark.parametrize("pool", ["threads", "gevent", "solo"])
+def test_in_every_pool(build: Build, api: Ledger, pool: str) -> None:
+    slots = "100" if pool == "gevent" else "4"  # see docs/celery.md
+    with Receiver() as receiver:
+        limits = ["requests=100/s:burst=4"]
+        place = build({"api": {"endpoint": api.url, "limits": limits}}, {"allow": [receiver.url]})
+        with worker(place, "one", "-P", pool, "-c", slots):
+            back = receiver.url
+            ids = {
+                place.submit({"endpoint": "api:/x", "payload": number, "callback": back}).task_id
+                for number in range(50)
+            }
+            wait_until(lambda: ids <= receiver.called().keys())
+        assert all(place.response(task_id)["ok"] for task_id in ids)
+        assert api.count() == 50
+
+
+def test_a_worker_without_its_secret_does_not_start(build: Build, api: Ledger) -> None:
+    place = build({"api": fast(api.url, secret_headers={"x-key": "${NOT_SET_ANYWHERE}"})}, {})
+    told = "headgate mediator: expected the environment variable NOT_SET_ANYWHERE"
+    with pytest.raises(AssertionError, match=told), worker(place):
+        pass
+
+
 def test_calling_back_by_hand_and_nonsense_as_an_id(build: Build, api: Ledger) -> None:
     with Receiver() as receiver:
         place = build({"api": fast(api.url)}, {"allow": [receiver.url]})

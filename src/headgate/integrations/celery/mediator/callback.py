@@ -16,9 +16,14 @@ from typing import TYPE_CHECKING
 
 from headgate.core.headers import retry_after_us
 from headgate.core.model import SECOND
-from headgate.errors import ConfigurationError, ObjectNotFound, ObjectTooLarge
+from headgate.errors import ObjectNotFound, ObjectTooLarge
 from headgate.integrations.celery.mediator.engine import Engine
-from headgate.integrations.celery.mediator.outgoing import AnswerTooLarge, Reply, TransportError
+from headgate.integrations.celery.mediator.outgoing import (
+    AddressRefused,
+    AnswerTooLarge,
+    Reply,
+    TransportError,
+)
 from headgate.integrations.celery.mediator.request import (
     InvalidRequest,
     callback_of,
@@ -26,7 +31,7 @@ from headgate.integrations.celery.mediator.request import (
     request_name,
     vet_callback,
 )
-from headgate.integrations.celery.mediator.steps import Again, backoff_seconds
+from headgate.integrations.celery.mediator.steps import CONTROL, NOT_NOW, Again, backoff_seconds
 from headgate.integrations.celery.mediator.urls import Url
 from headgate.integrations.celery.tasks import attempt_of, run
 from headgate.providers.outcome import Judge
@@ -72,7 +77,7 @@ def call_back(engine: Engine, task: Task, task_id: object, failed: int, since: f
     Raises:
         Again
         Ignore: it is parked, or another copy of it is newer.
-        StorageError, StoreError: they cannot be used now.
+        StorageError, StoreError, ConfigurationError: see ``steps.NOT_NOW``.
     """
     if not is_task_id(task_id):
         log.error("a callback has no id that could name a request: %.80r", task_id)
@@ -93,14 +98,21 @@ def call_back(engine: Engine, task: Task, task_id: object, failed: int, since: f
     except (InvalidRequest, GivenUp) as error:
         _give_up(engine, task_id, shown, failed, str(error))
         return
-    if reply.status < 300:
-        return
-    if reply.status < 500 and reply.status not in WORTH_ANOTHER:
-        _give_up(engine, task_id, shown, failed + 1, f"HTTP {reply.status}")
-    elif failed + 1 >= engine.settings.callbacks.attempts:
-        _give_up(engine, task_id, shown, failed + 1, f"HTTP {reply.status}, {failed + 1} attempts")
+    except (*CONTROL, *NOT_NOW):
+        raise
+    except Exception as error:
+        log.exception("the callback of task %s failed", task_id)
+        told, is_final, asked_us = type(error).__name__, False, None
     else:
+        if reply.status < 300:
+            return
+        told, is_final = f"HTTP {reply.status}", reply.status < 500 and reply.status not in WORTH_ANOTHER
         asked_us = retry_after_us(reply.headers, round(time.time() * SECOND))
+    if is_final:
+        _give_up(engine, task_id, shown, failed + 1, told)
+    elif failed + 1 >= engine.settings.callbacks.attempts:
+        _give_up(engine, task_id, shown, failed + 1, f"{told}, {failed + 1} attempts")
+    else:
         raise Again(backoff_seconds(failed + 1, asked_us), failed=failed + 1)
 
 
@@ -113,7 +125,7 @@ def _post(engine: Engine, task: Task, task_id: str, url: Url, public: bool, sinc
     callbacks = engine.settings.callbacks
     attempt = attempt_of(task.run.__func__)
     if attempt is None:
-        raise ConfigurationError("expected to run in a worker, as a message of its own")
+        raise RuntimeError("expected to run in a worker, as a message of its own")
     headers = {
         "content-type": "application/json",
         "user-agent": "headgate",
@@ -135,7 +147,7 @@ def _post(engine: Engine, task: Task, task_id: str, url: Url, public: bool, sinc
             told = str(error)
         except AnswerTooLarge as error:
             raise GivenUp(str(error)) from None
-        except ConfigurationError as error:  # the address is not public
+        except AddressRefused as error:
             raise GivenUp(str(error)) from None
         if time.time() - since > callbacks.give_up_seconds:
             raise GivenUp(f"{told}, for {callbacks.give_up_seconds:g} s")

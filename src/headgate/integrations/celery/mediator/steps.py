@@ -66,6 +66,9 @@ HOLD_SECONDS = 600.0
 
 CONTROL = (Ignore, Reject, Retry)
 """What tells the worker what becomes of a message."""
+NOT_NOW = (StorageError, StoreError, ConfigurationError)
+"""What is no fault of a request: storage or limits cannot be used, or this worker's settings are not right
+(other limits than the other workers', a secret that is not there). Its task waits until that is put right."""
 
 
 class Again(Exception):
@@ -96,7 +99,7 @@ def call(engine: Engine, task: Task, task_id: object, failed: int, missing: int)
     Raises:
         Again
         Ignore: it is parked, or another copy of it is newer.
-        StorageError, StoreError: they cannot be used now.
+        StorageError, StoreError, ConfigurationError: see ``NOT_NOW``.
     """
     if not is_task_id(task_id):
         log.error("a task has no id that could name its request: %.80r", task_id)
@@ -157,14 +160,12 @@ def _respond(engine: Engine, task: Task, task_id: str, data: bytes, failed: int)
             error=(KINDS[ErrorClass.TRANSPORT], _last(service, failed, ErrorClass.TRANSPORT, str(error))),
             attempts=failed + 1,
         )
-    except (*CONTROL, Again, StorageError, StoreError):
+    except (*CONTROL, Again, *NOT_NOW):
         raise
     except Exception as error:
         log.exception("the task %s could not be carried out", task_id)
-        told = str(error) if isinstance(error, ConfigurationError) else type(error).__name__
-        return response(
-            error=(INTERNAL, _last(service, failed, ErrorClass.MALFORMED, told)), attempts=failed + 1
-        )
+        told = _last(service, failed, ErrorClass.MALFORMED, type(error).__name__)
+        return response(error=(INTERNAL, told), attempts=failed + 1)
 
 
 def _send(
@@ -178,7 +179,7 @@ def _send(
 ) -> Response:
     attempt = attempt_of(task.run.__func__)
     if attempt is None:
-        raise ConfigurationError("expected to run in a worker, as a message of its own")
+        raise RuntimeError("expected to run in a worker, as a message of its own")
     headers = _headers(task_id, request, service)
     body = request.body
     began: list[float] = []

@@ -13,7 +13,7 @@ from celery.exceptions import Reject
 from celery.signals import worker_init, worker_ready, worker_shutdown
 from kombu.exceptions import OperationalError
 
-from headgate.errors import StorageError, StoreError
+from headgate.errors import ConfigurationError
 from headgate.integrations.celery.mediator import callback, steps
 from headgate.integrations.celery.mediator.engine import Engine
 from headgate.integrations.celery.mediator.settings import Settings
@@ -95,7 +95,7 @@ def _guarded(task: Task, task_id: str, given: dict[str, Any], step: Callable[[],
         raise
     except steps.Again as again:
         _again(task, task_id, {**given, **again.counts}, again.seconds)
-    except (StorageError, StoreError) as error:
+    except steps.NOT_NOW as error:
         log.warning("the task %s has to wait: %s", task_id, error)
         _again(task, task_id, given, random.uniform(1, steps.LONGEST_COUNTDOWN_SECONDS))
     except OperationalError as error:
@@ -121,13 +121,18 @@ def _engine_of(sender: Any) -> Engine | None:
 def _begin(sender: Any = None, **_: Any) -> None:
     """Before anything is forked, and before anything is received."""
     engine = _engine_of(sender)
-    if engine is not None:
-        for service in engine.settings.services.values():
-            for secret in service.secret_headers.values():
+    if engine is None:
+        return
+    services = engine.settings.services.values()
+    headers = [service.secret_headers for service in services]
+    try:
+        for each in (*headers, engine.settings.callbacks.secret_headers):
+            for secret in each.values():
                 secret.value()
+        for service in services:
             attend(engine.limiter(service))
-        for secret in engine.settings.callbacks.secret_headers.values():
-            secret.value()
+    except ConfigurationError as error:
+        raise SystemExit(f"headgate mediator: {error}") from None  # Celery would go on after any other error
 
 
 @worker_ready.connect
