@@ -46,6 +46,7 @@ MADE = [
     errors.CostExceedsLimit("a", limit="tokens/min", cost=9, largest=5),
     errors.CallCancelled("a"),
     errors.DuplicateCall("a"),
+    errors.InvalidRequest("a"),
     errors.RunStopped("a"),
     errors.ValidationError("a", value=5, validator="even"),
     errors.Throttled("a", status=429, throttled_seconds=2.5),

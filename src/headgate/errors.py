@@ -11,7 +11,8 @@ The class answers the question that a caller has first: *was my request sent?*
     │   ├── AcquireTimeout     no permit within ``max_wait``
     │   ├── CallCancelled      cancelled or cleared before it was done
     │   ├── CostExceedsLimit   the cost can never fit; waiting would be for ever
-    │   └── DuplicateCall      the same call waits or runs already
+    │   ├── DuplicateCall      the same call waits or runs already
+    │   └── InvalidRequest     a request for the mediator makes no sense, or may not be made
     ├── RunStopped             nothing more is sent, for a reason that concerns all calls
     ├── StorageError           object storage refused, or cannot do, what was asked of it
     │   ├── InvalidObjectName  no object can be called that; storage was not asked
@@ -107,6 +108,10 @@ class CallCancelled(NotSent):
 
 class DuplicateCall(NotSent, ValueError):
     """A call with the same digest waits or runs already."""
+
+
+class InvalidRequest(NotSent, ValueError):
+    """A request for the mediator makes no sense, may not be made, or has the id of another one."""
 
 
 class RunStopped(HeadgateError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import click
 
 from headgate.cli.operators import CONTEXT
-from headgate.errors import ConfigurationError, StorageError
+from headgate.errors import ConfigurationError, InvalidRequest, StorageError
 from headgate.progress.view import printable
 
 if TYPE_CHECKING:
@@ -102,9 +102,6 @@ class _Submission:
     """A run of ``submit``: some requests at once, told in order."""
 
     def __init__(self, submitter: Submitter, quiet: bool) -> None:
-        from headgate.integrations.celery.mediator.request import InvalidRequest
-
-        self._fault = InvalidRequest  # of a request; all else concerns every one
         self._submitter = submitter
         self._quiet = quiet
         self._counts: Counter[str] = Counter()
@@ -140,7 +137,7 @@ class _Submission:
     def _begin(self, pool: ThreadPoolExecutor, row: _Row) -> None:
         if row.request is None:
             future: Future[Any] = Future()
-            future.set_exception(self._fault(row.fault))
+            future.set_exception(InvalidRequest(row.fault))
         else:
             task_id = row.request.pop("task_id", None)
             future = pool.submit(self._submitter.submit, row.request, task_id)
@@ -152,7 +149,7 @@ class _Submission:
         place, future = self._pending[0]
         try:
             done = future.result()
-        except self._fault as error:
+        except InvalidRequest as error:
             self._counts["failed"] += 1
             self._say(f"{place}: {error}")
         else:

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from headgate.cli import main
-from headgate.errors import ConfigurationError
+from headgate.errors import InvalidRequest
 from headgate.integrations.celery.mediator import Settings, submit
 from headgate.integrations.celery.mediator.submit import State, Submitter, submitter_of
 from tests.integrations.mediator.place import ROOT, wait_until
@@ -215,7 +215,7 @@ def test_submit_is_a_function(desk: Desk) -> None:
     assert submit({"payload": {"a": "ä", "b": 1}, "endpoint": "api:/x"}, settings=settings) == task_id
     assert submit(request, task_id="mine", settings=settings) == "mine"
     assert desk.sent() == [task_id, task_id, "mine"]
-    with pytest.raises(ConfigurationError, match="is that of another request already"):
+    with pytest.raises(InvalidRequest, match="is that of another request already"):
         submit({"endpoint": "api:/y"}, task_id="mine", settings=settings)
     # As another program may have written it.
     (desk.objects / "theirs.request.json").write_text(json.dumps(request, indent=4))
@@ -223,9 +223,9 @@ def test_submit_is_a_function(desk: Desk) -> None:
     (desk.objects / "mine.response.json").write_text("{}")
     assert submitter_of(settings).submit(request, "mine").state is State.DONE
     assert len(desk.sent()) == 4
-    with pytest.raises(ConfigurationError, match="no infinite numbers"):
+    with pytest.raises(InvalidRequest, match="no infinite numbers"):
         submit({"endpoint": "api:/x", "payload": float("inf")}, settings=settings)
-    with pytest.raises(ConfigurationError, match="what JSON can say"):
+    with pytest.raises(InvalidRequest, match="what JSON can say"):
         submit({"endpoint": "api:/x", "payload": {1, 2}}, settings=settings)
 
 
@@ -239,7 +239,7 @@ def test_a_program_that_submits_needs_no_services_and_keeps_its_own_app(desk: De
     submitter = Submitter(Settings.load(environment=desk.environment))
     assert submitter.submit({"endpoint": "anything:/x"}).state is State.SENT
     assert current_app.main == "own"
-    with pytest.raises(ConfigurationError, match=r"at most 1,000 bytes"):
+    with pytest.raises(InvalidRequest, match=r"at most 1,000 bytes"):
         submitter.submit({"endpoint": "api:/x", "payload": "x" * 1000})
     own.close()
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from headgate.errors import InvalidRequest
 from headgate.integrations.celery.mediator.request import (
-    InvalidRequest,
     callback_of,
     digest_of,
     find_service,

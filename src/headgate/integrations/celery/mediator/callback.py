@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from headgate.core.headers import retry_after_us
 from headgate.core.model import SECOND
-from headgate.errors import ObjectNotFound, ObjectTooLarge
+from headgate.errors import InvalidRequest, ObjectNotFound, ObjectTooLarge
 from headgate.integrations.celery.mediator.engine import Engine
 from headgate.integrations.celery.mediator.outgoing import (
     AddressRefused,
@@ -25,7 +25,6 @@ from headgate.integrations.celery.mediator.outgoing import (
     TransportError,
 )
 from headgate.integrations.celery.mediator.request import (
-    InvalidRequest,
     callback_of,
     is_task_id,
     request_name,

@@ -26,7 +26,6 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from json import loads
 from typing import Any
 
-from headgate.errors import ConfigurationError
 from headgate.integrations.celery.mediator.urls import Url, is_public
 
 CONNECT_SECONDS = 10.0
@@ -44,7 +43,7 @@ class AnswerTooLarge(Exception):
     """There is an answer, larger than may be read."""
 
 
-class AddressRefused(ConfigurationError):
+class AddressRefused(Exception):
     """A host has no address that may be connected to. Nothing was sent."""
 
 

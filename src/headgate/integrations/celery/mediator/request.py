@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from hashlib import sha256
 from typing import Any, TypeGuard
 
-from headgate.errors import ConfigurationError
+from headgate.errors import ConfigurationError, InvalidRequest
 from headgate.integrations.celery.mediator.settings import Service, Settings, field_fault
 from headgate.integrations.celery.mediator.urls import PUBLIC_PORTS, Url, read_url
 
@@ -21,10 +21,6 @@ _TASK_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 _RELATIVE = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(/(?!/).*|)")
 # They would ask for what is not read here, or are the mediator's own.
 _RESERVED = frozenset({"accept-encoding"})
-
-
-class InvalidRequest(ConfigurationError):
-    """A request that makes no sense, or may not be made. Nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

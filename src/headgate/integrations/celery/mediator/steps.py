@@ -18,6 +18,7 @@ from headgate.core.retry import WORTH_ANOTHER, ErrorClass
 from headgate.errors import (
     ConfigurationError,
     CostExceedsLimit,
+    InvalidRequest,
     ObjectNotFound,
     ObjectTooLarge,
     StorageError,
@@ -26,7 +27,6 @@ from headgate.errors import (
 from headgate.integrations.celery.mediator.engine import Engine, cost_of, judge_of
 from headgate.integrations.celery.mediator.outgoing import AnswerTooLarge, Reply, TransportError
 from headgate.integrations.celery.mediator.request import (
-    InvalidRequest,
     Request,
     callback_of,
     find_service,

@@ -9,9 +9,8 @@ from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from headgate.errors import StorageError
+from headgate.errors import InvalidRequest, StorageError
 from headgate.integrations.celery.mediator.request import (
-    InvalidRequest,
     canonical,
     check_task_id,
     digest_of,
