@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks import bulk, cost, overhead, run, shared, utilisation
+from benchmarks import bulk, celery_ways, cost, overhead, run, shared, utilisation
 from benchmarks.report import Table, replaced
 
 BENCHMARKS: dict[str, tuple[str, Callable[[float], Table]]] = {
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[float], Table]]] = {
     "bulk": ("CPU time of a call by Runner, with nothing to wait for", bulk.run),
     "utilisation": ("the same calls through one strict server, by several clients", utilisation.run),
     "shared": ("permits of one key that many processes share", shared.run),
+    "celery": ("tasks that keep to the limits of a service, in several ways", celery_ways.run),
     "run": ("`headgate run` against a server without limits", run.run),
 }
 QUICK = 0.15
@@ -36,7 +37,9 @@ PACKAGES = (
     "rate-limited",
     "throttled-py",
     "aiohttp",
+    "celery",
     "coredis",
+    "kombu",
     "redis",
     "uvloop",
 )
