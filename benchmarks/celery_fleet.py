@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -88,7 +89,6 @@ class Ran(NamedTuple):
     """
 
     task: str
-    state: str
     began_ns: int
     ended_ns: int
     call_ns: int
@@ -103,6 +103,7 @@ class Journal:
         self._part = ""
         self.ready = self.sent = 0
         self.ran: list[Ran] = []
+        self.done: Counter[str] = Counter()  # by task
 
     def read(self) -> Self:
         *lines, self._part = (self._part + self._file.read()).split("\n")
@@ -113,13 +114,11 @@ class Journal:
                 case ["sent", _]:
                     self.sent += 1
                 case ["ran", task, state, *numbers]:
-                    self.ran.append(Ran(task, state, *map(int, numbers)))
+                    self.ran.append(Ran(task, *map(int, numbers)))
+                    self.done[task] += state == "SUCCESS"
                 case _:
                     raise ValueError(f"no line of a journal: {line!r}")
         return self
-
-    def done(self, task: str) -> list[Ran]:
-        return [ran for ran in self.ran if ran.task == task and ran.state == "SUCCESS"]
 
     def close(self) -> None:
         self._file.close()
@@ -208,7 +207,7 @@ def measure(
         before = Counts.now(broker, store, fleet)
         began_ns, others_ns = send(broker, queue, calls)
         wait_until(
-            lambda: len(journal.read().done("call")) == calls and len(journal.done("other")) == OTHERS,
+            lambda: journal.read().done["call"] == calls and journal.done["other"] == OTHERS,
             cut_off_seconds,
         )
         ended_ns = time.monotonic_ns()
@@ -221,7 +220,7 @@ def measure(
     last_ns = accepted_ns[-1] if accepted == calls else ended_ns
     ideal_ns = report["ideal_seconds"]["full_start"] * SECOND
     limited = [ran for ran in journal.ran if ran.task == "call"]
-    others = journal.done("other")
+    others = [ran for ran in journal.ran if ran.task == "other"]
     return Found(
         accepted=accepted,
         refused=report["refused"],
@@ -236,7 +235,7 @@ def measure(
         store_commands=(after.store - before.store) / accepted,
         cpu_ms=(after.cpu_seconds - before.cpu_seconds) * 1000 / accepted,
         others_seconds=(max(ran.ended_ns for ran in others) - others_ns) / SECOND
-        if len(others) == OTHERS
+        if journal.done["other"] == OTHERS
         else None,
     )
 
@@ -265,7 +264,7 @@ def workers(told: dict[str, str], folder: Path) -> Iterator[list[subprocess.Pope
                 command = [sys.executable, "-m", "celery", "-A", "benchmarks.celery_program", "worker"]
                 command += ["-c", str(SLOTS), "-n", f"{number}@here", "--loglevel", "WARNING"]
                 worker = subprocess.Popen(
-                    [*command, "--without-gossip", "--without-mingle", "--without-heartbeat"],
+                    command,
                     cwd=ROOT,
                     env={**environment(), **told},
                     stdin=subprocess.PIPE,
