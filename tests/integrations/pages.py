@@ -17,12 +17,15 @@ SECONDS = 60
 
 
 def files_of(page: str) -> dict[str, str]:
-    """{path: text} of the Python blocks of a page whose first line is a comment with a path, and no more."""
+    """{path: text} of the Python blocks of a page that begin with their path, in a comment.
+
+    Where a page shows one file in several forms, each says which: ``tasks.py, with a limiter``.
+    """
     text = (ROOT / "docs" / page).read_text("utf-8")
     found: dict[str, str] = {}
     for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         first, _, rest = block.partition("\n")
-        if path := re.fullmatch(r"# ([\w/]+\.py)", first):
+        if path := re.fullmatch(r"# ([\w/]+\.py(?:, [\w ]+)?)", first):
             assert path[1] not in found, f"{path[1]} is there twice"
             found[path[1]] = rest
     return found
@@ -57,9 +60,10 @@ def started(folder: Path, *words: str, env: Mapping[str, str], ready: str) -> It
         ready: what its log says once it is.
     """
     log = folder / f"{'-'.join(words[:2]).replace('/', '-')}.log"
+    before = log.stat().st_size if log.exists() else 0
     process = Process([sys.executable, *words], folder=folder, log=log, env=environment(folder, env))
     try:
-        process.wait_until(lambda: ready in log.read_text(errors="replace"), SECONDS)
+        process.wait_until(lambda: ready.encode() in log.read_bytes()[before:], SECONDS)
         yield log
     finally:
         process.stop()
