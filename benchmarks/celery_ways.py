@@ -34,7 +34,7 @@ CUT_OFF_SECONDS = 30.0
 """Twice what the rule needs for all calls."""
 
 PLACES = (("Redis", True), ("Redis", False), ("RabbitMQ", True))
-"""(broker, whether refused calls use up the limit). The broker makes little difference: one of two will do."""
+"""The broker, and whether refused calls use up the limit. On RabbitMQ, one of two will do."""
 WAYS = {
     "headgate": "headgate",
     "headgate, prefetch 1": "headgate_prefetch_1",
@@ -58,10 +58,9 @@ def in_turn(
     found: dict[Cell, list[Found]] = {Cell(*place, way): [] for place in PLACES for way in WAYS}
     for number in range(rounds):
         for cell, results in found.items():
+            counted = "refused calls count" if cell.count_refused else "refused calls are free"
             print(
-                f"  round {number + 1}: {cell.way}, {cell.broker}, refused calls count: {cell.count_refused} …",
-                file=sys.stderr,
-                flush=True,
+                f"  round {number + 1}: {cell.way}, {cell.broker}, {counted} …", file=sys.stderr, flush=True
             )
             one = measure(
                 WAYS[cell.way],
@@ -127,18 +126,25 @@ def run(share: float) -> Table:
         ],
         rows=[row(cell, results, CALLS) for cell, results in found.items()],
         texts=3,
-        note=f"A call takes {1000 * LATENCY_SECONDS:.0f} ms. refused count: whether the service charges for "
-        "calls that it refuses, too. The bucket is full at the start. used: the least time in which the rule "
-        "lets all calls through, of the time from the first to the last that was accepted; from start: of the "
-        "time from the first task's being sent to the last accepted call. Where a run was cut off, both reach "
-        f"to its end. cut off: not done after {CUT_OFF_SECONDS:.0f} s. others s: until {OTHERS} tasks of 10 ms "
-        "of another service, sent to the same queue behind all these, were done; -: they were not. asleep: of "
-        f"the {WORKERS * SLOTS} slots, those that tasks had while not in their HTTP call, in the mean over "
-        "the run, by Celery's signals before and after a task. messages: times that tasks were published, by "
-        "Celery's signal in each process. commands: of Redis, as broker and as store, those that scripts give "
-        "included. CPU ms: of the workers. messages, commands and CPU are for each accepted call and have the "
-        "other tasks in them, but not their first messages. Retries wait for Retry-After and up to as long "
-        "again at random. rate_limit is half the rate for each worker, with the same retries. kombu mended: "
-        "its event loop handles more than ten timers a turn. Workers have Celery's default settings, without "
-        f"results; prefetch 1 is `worker_prefetch_multiplier`. Medians of {rounds} runs.",
+        note=_note(rounds),
+    )
+
+
+def _note(rounds: int) -> str:
+    return (
+        f"A call takes {1000 * LATENCY_SECONDS:.0f} ms. refused count: whether the service charges for "
+        "calls that it refuses, too. The bucket is full at the start. used: the least time in which the "
+        "rule lets all calls through, of the time from the first to the last that was accepted; from start: "
+        "of the time from the first task's being sent to the last accepted call. Where a run was cut off, "
+        f"both reach to its end. cut off: not done after {CUT_OFF_SECONDS:.0f} s. others s: until {OTHERS} "
+        "tasks of 10 ms of another service, sent to the same queue behind all these, were done; -: they were "
+        f"not. asleep: of the {WORKERS * SLOTS} slots, those that tasks had while not in their HTTP call, in "
+        "the mean over the run, by Celery's signals before and after a task. messages: times that tasks were "
+        "published, by Celery's signal in each process. commands: of Redis, as broker and as store, those "
+        "that scripts give included. CPU ms: of the workers. messages, commands and CPU are for each "
+        "accepted call and have the other tasks in them, but not their first messages. Retries wait for "
+        "Retry-After and up to as long again at random. rate_limit is half the rate for each worker, with "
+        "the same retries. kombu mended: its event loop handles more than ten timers a turn. Workers have "
+        "Celery's default settings, without results; prefetch 1 is `worker_prefetch_multiplier`. Medians of "
+        f"{rounds} runs."
     )

@@ -53,21 +53,8 @@ class Place:
 
     def worker(self, form: str) -> AbstractContextManager[Path]:
         """One that runs, with two slots; gives its log."""
-        words = [
-            "-m",
-            "celery",
-            "-A",
-            "tasks",
-            "worker",
-            "-c",
-            "2",
-            "-l",
-            "INFO",
-            "-n",
-            form.rsplit(maxsplit=1)[-1],
-        ]
-        more = ["--without-mingle", "--without-gossip"]
-        return started(self.form(form), *words, *more, env=self.env, ready=" ready.")
+        words = "-m celery -A tasks worker -c 2 -l INFO --without-mingle --without-gossip -n".split()
+        return started(self.form(form), *words, form.rsplit(maxsplit=1)[-1], env=self.env, ready=" ready.")
 
 
 @pytest.fixture
@@ -134,7 +121,7 @@ def test_commands_of_the_change_work_in_their_order(place: Place) -> None:
         for words in map(shlex.split, told):
             rest = words[1:] if words[0] == "python" else ["-m", *words]
             run(place.form("with a limiter"), *rest, env=env)
-            amounts.append(limiter.snapshot().limits[0].limit.amount)
+            amounts.append(limiter.snapshot().limits[0].amount)
     finally:
         limiter.store.close()  # type: ignore[attr-defined]  # it is a shared one
     assert amounts == [100, 300, 500]
