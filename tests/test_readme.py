@@ -11,9 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from celery import Celery
 
+from headgate import Limiter
 from headgate.testing.simulator import StartServer
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +71,16 @@ def test_an_example_stands_in_the_first_lines_and_works() -> None:
     assert reply.tokens == 150
     limiter = names["limiter"]
     assert limiter.used()["requests/min"] >= 1  # type: ignore[attr-defined]  # made by the README
+
+
+def test_the_task_works() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    [block] = [block for block in blocks if "@app.task" in block]
+    with Celery("readme", set_as_current=False) as app:
+        names: dict[str, Any] = {"app": app, "limiter": Limiter("requests=500/min:burst=50:start=full")}
+        exec(block, names)
+        assert names["ask"].apply(("What is a headgate?",)).successful()
+        assert names["limiter"].used()["requests/min"] == 1
 
 
 def test_the_example_with_a_runner_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
