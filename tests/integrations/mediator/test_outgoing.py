@@ -11,13 +11,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headgate.core.retry import ErrorClass
+from headgate.integrations.celery.mediator import outgoing
 from headgate.integrations.celery.mediator.outgoing import (
     AddressRefused,
     AnswerTooLarge,
@@ -313,6 +314,31 @@ def test_certificates_are_checked(
 
 def _found(address: str, port: int) -> tuple[Any, ...]:
     return (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+
+
+def test_an_answer_outlives_what_is_done_with_idle_connections(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "MOST_IDLE", 2)
+    with ExitStack() as stack:
+        urls = [stack.enter_context(Receiver()).url for _ in range(4)]
+        send(connections, urls[0], {})
+        with connections.open(read_url(urls[0])) as exchange:
+            exchange.line.close()  # none is left of the one that was used first
+        for url in urls[1:]:
+            assert send(connections, url, {}).status == 204
+        assert len(connections._idle) == 2
+
+
+def test_what_is_said_before_an_answer_is_passed_over(connections: Connections) -> None:
+    early = "".join(f"HTTP/1.1 {status} Early\r\nlink: x\r\n\r\n" for status in (100, 102, 103))
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(f"{early}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{{}}".encode())
+
+    with raw_server(serve) as url:
+        assert send(connections, url) == Reply(200, {"content-length": "2"}, b"{}")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, parse_headers
 from json import loads
 from typing import Any
 
@@ -164,8 +164,19 @@ class _Line(HTTPConnection):
         return False
 
 
+class _Answer(HTTPResponse):
+    """An answer. What a server says before it (102, 103: RFC 9110 15.2) is passed over, not only 100."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]  # there since 3.0
+            if found[1] not in range(102, 200):
+                return found
+            parse_headers(self.fp)
+
+
 def _answer(line: _Line, source: Any, **options: Any) -> HTTPResponse:
-    return HTTPResponse(_Source(line, source), **options)  # type: ignore[arg-type]  # makefile is all it wants
+    return _Answer(_Source(line, source), **options)  # type: ignore[arg-type]  # makefile is all it wants
 
 
 def _dial(host: str, port: int, left: Any, *, public: bool) -> socket.socket:
@@ -254,6 +265,8 @@ class Connections:
             with self._lock:
                 lines = self._idle.get(place)
                 line = lines.pop() if lines else None
+                if not lines:  # one that is empty would be taken for the oldest
+                    self._idle.pop(place, None)
             if line is None:
                 return None
             if time.monotonic() - line.used_at < IDLE_SECONDS and line.is_open():
