@@ -189,7 +189,7 @@ def test_check_uses_everything_once(desk: Desk, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("NOT_SET", raising=False)
     desk.told |= {
         "storage": "file:///proc/nowhere",
-        "broker": f"redis://:{secret}@127.0.0.1:1/0",
+        "broker": f"amqp://me:{secret}@127.0.0.1:1//;amqp://me:{secret}@127.0.0.1:2//",
         "backend": f"redis://:{secret}@127.0.0.1:1/0",
         "store": f"redis://:{secret}@127.0.0.1:1/0",
         "services": {

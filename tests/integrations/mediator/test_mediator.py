@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 
+from headgate.integrations.celery.mediator.steps import LONGEST_MESSAGE
 from headgate.integrations.celery.mediator.submit import State
 from headgate.integrations.celery.mediator.worker import CALL, CALL_BACK
 from headgate.simulator import SimulatedServer
@@ -187,7 +188,16 @@ def test_secrets_are_sent_and_stored_nowhere(build: Build, api: Ledger) -> None:
             request = {"endpoint": "api:/x", "payload": {"do": [{"how": "echo"}]}, "callback": receiver.url}
             task_id = place.submit(request).task_id
             wait_until(lambda: receiver.calls)
+            # An error that quotes the key where its message is cut, and text that is none.
+            message = "." * (LONGEST_MESSAGE - 5) + f"\\u{ord(KEY[0]):04x}{KEY[1:]} \\ud800"
+            answer = {"status": 400, "text": f'{{"error": {{"message": "{message}"}}}}'}
+            place.submit({"endpoint": "api:/x", "payload": {"do": [answer]}}, "quotes")
+            wait_until(lambda: place.response("quotes"))
         assert receiver.calls[0].headers["x-hook"] == KEY
+        quotes = place.response("quotes")
+        assert (quotes["error"]["kind"], quotes["attempts"]) == ("caller", 1)
+        assert quotes["error"]["message"] == "." * (LONGEST_MESSAGE - 5) + "*** \ud800"
+        assert KEY[1:] not in json.dumps(quotes)
         response = place.response(task_id)
         assert "authorization: Bearer ***" in response["body"]["head"], "it was sent, and echoed"
         assert f"idempotency-key: {task_id}" in response["body"]["head"]

@@ -163,3 +163,7 @@ def test_secrets_are_hidden_however_they_are_spelled(monkeypatch: pytest.MonkeyP
     assert secrets[0].value() == 'Bearer sec/ret"+x'
     data = b'sec/ret"+x sec/ret\\"+x sec%2Fret%22%2Bx short'
     assert redact(data, secrets) == b"*** *** *** short"
+    data = rb'sec\/ret\"+x \u0073ec\u002fret\u0022\u002Bx sec%2fret%22%2bx sec/ret%22+x s%65c/ret"+y'
+    assert redact(data, secrets) == b'*** *** *** *** s%65c/ret"+y'
+    monkeypatch.setenv("B", "/path key")
+    assert redact(rb'"\/path key" "/path+key"', secrets) == b'"***" "***"'
