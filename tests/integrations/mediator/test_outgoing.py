@@ -150,6 +150,33 @@ def test_a_packed_answer_is_unpacked_within_the_bound(connections: Connections) 
             send(connections, f"{server.url}/bomb")
 
 
+@pytest.mark.parametrize(
+    ("after", "is_kept"),
+    [
+        (b"content-length: 2\r\n\r\nok", True),
+        (b"transfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", True),
+        (b"content-length: 200000\r\n\r\n" + b"." * 200_000, False),
+        (b"content-length: 3\r\n\r\nok", False),
+        (b"transfer-encoding: chunked\r\n\r\n2\r\nok\r\n", False),
+        (b"transfer-encoding: chunked\r\n\r\nnonsense", False),
+    ],
+)
+def test_a_body_that_nobody_wants_is_in_nobodys_way(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch, after: bytes, is_kept: bool
+) -> None:
+    """It may have no end, or none in sight."""
+    monkeypatch.setattr(outgoing, "PASS_OVER_SECONDS", 0.2)
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + after)
+        connection.recv(1)  # until it is closed
+
+    with raw_server(serve) as url, connections.open(read_url(url)) as exchange:
+        assert exchange.send("POST", {}, b"{}", seconds=20, head_only=True).status == 200
+        assert exchange.line.is_open() is is_kept
+
+
 def test_redirects_are_answers(connections: Connections) -> None:
     with Receiver(lambda call, count: (302, {"location": "/elsewhere"}, b"")) as server:
         reply = send(connections, server.url)
