@@ -17,7 +17,9 @@ import pytest
 from headgate.integrations.celery.mediator.steps import LONGEST_MESSAGE
 from headgate.integrations.celery.mediator.submit import State
 from headgate.integrations.celery.mediator.worker import CALL, CALL_BACK
+from headgate.parking import lot_of
 from headgate.simulator import SimulatedServer
+from headgate.stores.base import open_store
 from tests.integrations.mediator.place import ROOT, Place, wait_until, worker
 from tests.integrations.mediator.receiver import Receiver
 from tests.run.servers import Ledger, ledger_server
@@ -220,6 +222,32 @@ def test_a_throttle_spends_no_attempt(build: Build, api: Ledger) -> None:
         assert len(at) == 3
         assert all(later - earlier >= 1 for earlier, later in pairwise(at))
         assert not receiver.calls, "nobody asked for it"
+
+
+def test_what_was_let_out_and_needs_no_permit_does_not_come_again(build: Build, api: Ledger) -> None:
+    with ExitStack() as stack:
+        receiver = stack.enter_context(Receiver())
+        gone = stack.enter_context(Receiver(lambda call, count: (204, {"connection": "close"}, b"")))
+        services = {
+            "api": {"endpoint": api.url, "limits": ["requests=5/s:burst=1"]},
+            "gone": {"endpoint": gone.url, "limits": ["requests=5/s:burst=1"], "attempts": 1},
+        }
+        place = build(services, {"allow": [receiver.url]})
+        store: Any = open_store(place.settings.store)
+        stack.callback(store.close)
+        lot = lot_of(store)
+        request = {"endpoint": "api:/x", "payload": {"do": [{"after": 0.5}]}, "callback": receiver.url}
+        place.submit(request, "copied")
+        for _ in range(6):
+            place.send(CALL, "copied")
+        ids = [place.submit({"endpoint": "gone:/x", "metadata": each}).task_id for each in range(6)]
+        stack.enter_context(worker(place))
+        wait_until(lambda: place.response("copied") and lot.peek("gone").waiting)
+        gone._server.server_close()  # those that are let out from now on cannot even be sent
+        wait_until(lambda: all(map(place.response, ids)))
+        assert {place.response(task_id)["ok"] for task_id in ids} == {True, False}
+        wait_until(lambda: not any(lot.peek(key).waiting or lot.peek(key).out for key in services), 20)
+        assert receiver.called()["copied"] <= 7
 
 
 def test_a_callback_is_tried_again_alone(build: Build, api: Ledger) -> None:
