@@ -80,6 +80,6 @@ def redact_text(text: str, secrets: Iterable[Secret]) -> str:
 
 def _spellings(char: str) -> str:
     plain, code = re.escape(char), "".join(f"[{digit}{digit.upper()}]" for digit in f"{ord(char):02x}")
-    escaped = rf"|\\{plain}" if char in '"\\/' else ""
+    escaped = rf"|\\+{plain}" if char in '"\\/' else ""
     space = r"|\+" if char == " " else ""
-    return rf"(?:{plain}|%{code}|\\u00{code}{escaped}{space})"
+    return rf"(?:{plain}|%{code}|\\+u00{code}{escaped}{space})"
