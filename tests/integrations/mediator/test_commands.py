@@ -88,7 +88,8 @@ def test_a_file_is_submitted_and_again_costs_nothing(desk: Desk) -> None:
 
 def test_files_of_one_request_lines_and_standard_input(desk: Desk) -> None:
     one = desk.folder / "one.json"
-    one.write_text(json.dumps({"endpoint": "api:/x", "payload": [1, 2], "task_id": "first"}, indent=2))
+    told = {"endpoint": "api:/x", "payload": [1, 2], "task_id": "first"}
+    one.write_text("\n" + json.dumps(told, indent=2))
     given = lines({"endpoint": "api:/x", "task_id": "second"}, {"endpoint": "api:/x", "task_id": "third"})
     ran = desk.command("submit", str(one), "-", stdin=given)
     assert (ran.exit_code, ran.stdout) == (0, "first\nsecond\nthird\n")

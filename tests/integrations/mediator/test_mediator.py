@@ -312,6 +312,8 @@ def test_a_host_that_is_down_is_left_alone_by_all(build: Build, api: Ledger) -> 
             tries = len(limping.calls)
             up_at[0] = time.monotonic()
             wait_until(lambda: len(limping.called()) == 30)
+        log = (place.folder / "one.log").read_text(errors="replace")
+        assert f"{limping.url.removeprefix('http://')} cannot be called back now: HTTP 503" in log
         assert tries < 25, "thirty wait, and what is sent are probes, further and further apart"
         assert api.count() == 61, "each was paid for once"
         assert "Connection refused, for 2 s" in place.given_up("dead")["error"]["message"]

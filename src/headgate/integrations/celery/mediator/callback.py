@@ -147,6 +147,7 @@ def _post(engine: Engine, task: Task, task_id: str, url: Url, public: bool, sinc
             raise GivenUp(str(error)) from None
         if time.time() - since > callbacks.give_up_seconds:
             raise GivenUp(f"{told}, for {callbacks.give_up_seconds:g} s")
+        log.warning("%s cannot be called back now: %s", url.netloc, told)
         raise HostDown(told, fields)
 
     engine.hosts.tell(url.netloc)
