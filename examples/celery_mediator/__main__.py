@@ -225,8 +225,13 @@ def tell(s3: S3Server, receiver: Receiver, apis: dict[str, str], count: int, sec
     os.environ.update(s3.environment)
     stored = json.loads(open_storage(STORAGE).read("number-7.response.json", 1 << 20))
     print(f"\n{STORAGE}/number-7.response.json\n{json.dumps(stored, indent=2)}")
+    print(f"\nSettings, requests and the workers' logs are in {FOLDER}")
     return 1 if refused else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\ninterrupted; all that was started has been stopped", file=sys.stderr)
+        sys.exit(130)

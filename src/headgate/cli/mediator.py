@@ -177,6 +177,7 @@ class _Submission:
 def _rows(file: str, most_bytes: int) -> Iterator[_Row]:
     """The requests of a file: one of each line, or one that goes over all of them."""
     with _opened(file) as lines:
+        is_first = True
         for number, line in enumerate(iter(lambda: lines.readline(2 * most_bytes + 1), b""), 1):
             if not line.strip():
                 continue
@@ -184,9 +185,10 @@ def _rows(file: str, most_bytes: int) -> Iterator[_Row]:
             if len(line) > 2 * most_bytes:
                 raise ConfigurationError(f"{place}: the line is longer than any request may be")
             row = _row(place, line)
-            if row.request is None and number == 1 and not file.endswith(_LINES):
+            if row.request is None and is_first and not file.endswith(_LINES):
                 yield _row(file, line + lines.read(2 * most_bytes))
                 return
+            is_first = False
             yield row
 
 

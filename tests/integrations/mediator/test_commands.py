@@ -88,7 +88,8 @@ def test_a_file_is_submitted_and_again_costs_nothing(desk: Desk) -> None:
 
 def test_files_of_one_request_lines_and_standard_input(desk: Desk) -> None:
     one = desk.folder / "one.json"
-    one.write_text(json.dumps({"endpoint": "api:/x", "payload": [1, 2], "task_id": "first"}, indent=2))
+    told = {"endpoint": "api:/x", "payload": [1, 2], "task_id": "first"}
+    one.write_text("\n" + json.dumps(told, indent=2))
     given = lines({"endpoint": "api:/x", "task_id": "second"}, {"endpoint": "api:/x", "task_id": "third"})
     ran = desk.command("submit", str(one), "-", stdin=given)
     assert (ran.exit_code, ran.stdout) == (0, "first\nsecond\nthird\n")
@@ -189,7 +190,7 @@ def test_check_uses_everything_once(desk: Desk, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("NOT_SET", raising=False)
     desk.told |= {
         "storage": "file:///proc/nowhere",
-        "broker": f"redis://:{secret}@127.0.0.1:1/0",
+        "broker": f"amqp://me:{secret}@127.0.0.1:1//;amqp://me:{secret}@127.0.0.1:2//",
         "backend": f"redis://:{secret}@127.0.0.1:1/0",
         "store": f"redis://:{secret}@127.0.0.1:1/0",
         "services": {

@@ -14,9 +14,12 @@ from uuid import uuid4
 
 import pytest
 
+from headgate.integrations.celery.mediator.steps import LONGEST_MESSAGE
 from headgate.integrations.celery.mediator.submit import State
 from headgate.integrations.celery.mediator.worker import CALL, CALL_BACK
+from headgate.parking import lot_of
 from headgate.simulator import SimulatedServer
+from headgate.stores.base import open_store
 from tests.integrations.mediator.place import ROOT, Place, wait_until, worker
 from tests.integrations.mediator.receiver import Receiver
 from tests.run.servers import Ledger, ledger_server
@@ -187,7 +190,16 @@ def test_secrets_are_sent_and_stored_nowhere(build: Build, api: Ledger) -> None:
             request = {"endpoint": "api:/x", "payload": {"do": [{"how": "echo"}]}, "callback": receiver.url}
             task_id = place.submit(request).task_id
             wait_until(lambda: receiver.calls)
+            # An error that quotes the key where its message is cut, and text that is none.
+            message = "." * (LONGEST_MESSAGE - 5) + f"\\u{ord(KEY[0]):04x}{KEY[1:]} \\ud800"
+            answer = {"status": 400, "text": f'{{"error": {{"message": "{message}"}}}}'}
+            place.submit({"endpoint": "api:/x", "payload": {"do": [answer]}}, "quotes")
+            wait_until(lambda: place.response("quotes"))
         assert receiver.calls[0].headers["x-hook"] == KEY
+        quotes = place.response("quotes")
+        assert (quotes["error"]["kind"], quotes["attempts"]) == ("caller", 1)
+        assert quotes["error"]["message"] == "." * (LONGEST_MESSAGE - 5) + "*** \ud800"
+        assert KEY[1:] not in json.dumps(quotes)
         response = place.response(task_id)
         assert "authorization: Bearer ***" in response["body"]["head"], "it was sent, and echoed"
         assert f"idempotency-key: {task_id}" in response["body"]["head"]
@@ -210,6 +222,32 @@ def test_a_throttle_spends_no_attempt(build: Build, api: Ledger) -> None:
         assert len(at) == 3
         assert all(later - earlier >= 1 for earlier, later in pairwise(at))
         assert not receiver.calls, "nobody asked for it"
+
+
+def test_what_was_let_out_and_needs_no_permit_does_not_come_again(build: Build, api: Ledger) -> None:
+    with ExitStack() as stack:
+        receiver = stack.enter_context(Receiver())
+        gone = stack.enter_context(Receiver(lambda call, count: (204, {"connection": "close"}, b"")))
+        services = {
+            "api": {"endpoint": api.url, "limits": ["requests=5/s:burst=1"]},
+            "gone": {"endpoint": gone.url, "limits": ["requests=5/s:burst=1"], "attempts": 1},
+        }
+        place = build(services, {"allow": [receiver.url]})
+        store: Any = open_store(place.settings.store)
+        stack.callback(store.close)
+        lot = lot_of(store)
+        request = {"endpoint": "api:/x", "payload": {"do": [{"after": 0.5}]}, "callback": receiver.url}
+        place.submit(request, "copied")
+        for _ in range(6):
+            place.send(CALL, "copied")
+        ids = [place.submit({"endpoint": "gone:/x", "metadata": each}).task_id for each in range(6)]
+        stack.enter_context(worker(place))
+        wait_until(lambda: place.response("copied") and lot.peek("gone").waiting)
+        gone._server.server_close()  # those that are let out from now on cannot even be sent
+        wait_until(lambda: all(map(place.response, ids)))
+        assert {place.response(task_id)["ok"] for task_id in ids} == {True, False}
+        wait_until(lambda: not any(lot.peek(key).waiting or lot.peek(key).out for key in services), 20)
+        assert receiver.called()["copied"] <= 7
 
 
 def test_a_callback_is_tried_again_alone(build: Build, api: Ledger) -> None:
@@ -274,6 +312,8 @@ def test_a_host_that_is_down_is_left_alone_by_all(build: Build, api: Ledger) -> 
             tries = len(limping.calls)
             up_at[0] = time.monotonic()
             wait_until(lambda: len(limping.called()) == 30)
+        log = (place.folder / "one.log").read_text(errors="replace")
+        assert f"{limping.url.removeprefix('http://')} cannot be called back now: HTTP 503" in log
         assert tries < 25, "thirty wait, and what is sent are probes, further and further apart"
         assert api.count() == 61, "each was paid for once"
         assert "Connection refused, for 2 s" in place.given_up("dead")["error"]["message"]

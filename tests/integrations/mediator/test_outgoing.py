@@ -11,13 +11,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headgate.core.retry import ErrorClass
+from headgate.integrations.celery.mediator import outgoing
 from headgate.integrations.celery.mediator.outgoing import (
     AddressRefused,
     AnswerTooLarge,
@@ -147,6 +148,34 @@ def test_a_packed_answer_is_unpacked_within_the_bound(connections: Connections) 
         assert send(connections, server.url).json == {"a": 1}
         with pytest.raises(AnswerTooLarge):
             send(connections, f"{server.url}/bomb")
+
+
+@pytest.mark.parametrize(
+    ("after", "is_kept"),
+    [
+        (b"content-length: 2\r\n\r\nok", True),
+        (b"transfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", True),
+        (b"content-length: 200000\r\n\r\n" + b"." * 200_000, False),
+        (b"content-length: 3\r\n\r\nok", False),
+        (b"transfer-encoding: chunked\r\n\r\n2\r\nok\r\n", False),
+        (b"transfer-encoding: chunked\r\n\r\nnonsense", False),
+    ],
+)
+def test_a_body_that_nobody_wants_is_in_nobodys_way(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch, after: bytes, is_kept: bool
+) -> None:
+    """It may have no end, or none in sight."""
+    monkeypatch.setattr(outgoing, "PASS_OVER_SECONDS", 0.2)
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        with suppress(OSError):  # the caller may have left
+            connection.sendall(b"HTTP/1.1 200 OK\r\n" + after)
+            connection.recv(1)  # until it is closed
+
+    with raw_server(serve) as url, connections.open(read_url(url)) as exchange:
+        assert exchange.send("POST", {}, b"{}", seconds=20, head_only=True).status == 200
+        assert exchange.line.is_open() is is_kept
 
 
 def test_redirects_are_answers(connections: Connections) -> None:
@@ -313,6 +342,38 @@ def test_certificates_are_checked(
 
 def _found(address: str, port: int) -> tuple[Any, ...]:
     return (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+
+
+def test_an_answer_outlives_what_is_done_with_idle_connections(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "MOST_IDLE", 2)
+    with ExitStack() as stack:
+        urls = [stack.enter_context(Receiver()).url for _ in range(4)]
+        send(connections, urls[0], {})
+        with connections.open(read_url(urls[0])) as exchange:
+            exchange.line.close()  # none is left of the one that was used first
+        for url in urls[1:]:
+            assert send(connections, url, {}).status == 204
+        assert len(connections._idle) == 2
+
+
+def test_what_is_said_before_an_answer_is_passed_over(connections: Connections) -> None:
+    early = "".join(f"HTTP/1.1 {status} Early\r\nlink: x\r\n\r\n" for status in (100, 102, 103))
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(f"{early}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{{}}".encode())
+
+    with raw_server(serve) as url:
+        assert send(connections, url, {}) == Reply(200, {"content-length": "2"}, b"{}")
+
+
+def read_request(connection: socket.socket) -> None:
+    """One whose body is ``{}``, which may come after its head."""
+    data = b""
+    while not data.endswith(b"{}"):
+        data += connection.recv(65536)
 
 
 @contextmanager

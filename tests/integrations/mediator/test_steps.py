@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from headgate.core.model import SECOND
+from headgate.core.model import LARGEST_AMOUNT, SECOND
 from headgate.errors import StorageError, StorageUnavailable
 from headgate.integrations.celery.mediator import steps
 from headgate.integrations.celery.mediator.engine import Engine, cost_of, judge_of
@@ -111,6 +111,9 @@ def test_costs_are_guessed_and_overruled() -> None:
     assert 150 <= cost_of(service, request_of(request))["tokens"] <= 400
     assert cost_of(service, request_of({**request, "cost": {"tokens": 7}})) == {"tokens": 7}
     assert cost_of(service, request_of({"endpoint": "a:/x"}))["tokens"] > 0
+    more: dict[str, Any]
+    for more in ({"payload": {**chat, "max_tokens": 10**30}}, {"cost": {"tokens": 10**30}}):
+        assert cost_of(service, request_of({**request, **more})) == {"tokens": LARGEST_AMOUNT + 1}
 
 
 def test_answers_tell_what_was_used() -> None:
@@ -163,3 +166,8 @@ def test_secrets_are_hidden_however_they_are_spelled(monkeypatch: pytest.MonkeyP
     assert secrets[0].value() == 'Bearer sec/ret"+x'
     data = b'sec/ret"+x sec/ret\\"+x sec%2Fret%22%2Bx short'
     assert redact(data, secrets) == b"*** *** *** short"
+    data = rb'sec\/ret\"+x \u0073ec\u002fret\u0022\u002Bx sec%2fret%22%2bx sec/ret%22+x s%65c/ret"+y'
+    assert redact(data, secrets) == b'*** *** *** *** s%65c/ret"+y'
+    assert redact(rb'"sec\\/ret\\\"+x"', secrets) == b'"***"', "JSON in a text of JSON"
+    monkeypatch.setenv("B", "/path key")
+    assert redact(rb'"\/path key" "/path+key"', secrets) == b'"***" "***"'

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from headgate.limiter import Limiter, Permit
     from headgate.providers.outcome import Judge
+    from headgate.stores.base import Store
 
 log = logging.getLogger("headgate")
 
@@ -95,6 +96,17 @@ def attempt_of(function: Callable[..., Any]) -> Attempt | None:
     if ticket and ticket["id"].partition(_LIFE)[0] == id:  # else it is that of an earlier try
         return Attempt(task, ticket["id"], ticket["release"], ticket["place"], redelivered)
     return Attempt(task, id, 0, None, redelivered)
+
+
+def end(task: Task, store: Store) -> None:
+    """What was let out ends here, whether or not it has asked for its permit: else it would go out again.
+
+    Raises:
+        StoreUnavailable
+    """
+    ticket = getattr(task.request, HEADER, None)
+    if ticket and ticket["id"].partition(_LIFE)[0] == lot_id(task.request):
+        lot_of(store).leave(ticket["key"], ticket["id"], ticket["release"])
 
 
 def _is_body(task: Task, function: Callable[..., Any]) -> bool:

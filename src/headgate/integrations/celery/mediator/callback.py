@@ -20,7 +20,6 @@ from headgate.errors import InvalidRequest, ObjectNotFound, ObjectTooLarge
 from headgate.integrations.celery.mediator.engine import Engine
 from headgate.integrations.celery.mediator.outgoing import (
     AddressRefused,
-    AnswerTooLarge,
     Reply,
     TransportError,
 )
@@ -138,18 +137,17 @@ def _post(engine: Engine, task: Task, task_id: str, url: Url, public: bool, sinc
         seconds = callbacks.timeout_seconds
         try:
             with engine.connections.open(url, seconds=seconds, public=public) as exchange:
-                reply = exchange.send("POST", headers, body, seconds=seconds)
+                reply = exchange.send("POST", headers, body, seconds=seconds, head_only=True)
             if reply.status not in HOST_IS_DOWN:
                 return reply
             told, fields = f"HTTP {reply.status}", reply.headers
         except TransportError as error:
             told = str(error)
-        except AnswerTooLarge as error:
-            raise GivenUp(str(error)) from None
         except AddressRefused as error:
             raise GivenUp(str(error)) from None
         if time.time() - since > callbacks.give_up_seconds:
             raise GivenUp(f"{told}, for {callbacks.give_up_seconds:g} s")
+        log.warning("%s cannot be called back now: %s", url.netloc, told)
         raise HostDown(told, fields)
 
     engine.hosts.tell(url.netloc)

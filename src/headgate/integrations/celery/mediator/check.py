@@ -77,9 +77,9 @@ def _told(error: Exception) -> str:
 
 
 def _shown(url: str) -> str:
-    """A URL without user, password and options."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """A URL without user, password and options; of several that a broker may have, each."""
+    each = map(urlsplit, url.split(";"))
+    return ";".join(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" for parts in each)
 
 
 def _storage(url: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from headgate.core.model import LARGEST_AMOUNT
 from headgate.integrations.celery.mediator.hosts import Hosts
 from headgate.integrations.celery.mediator.outgoing import Connections, Reply
 from headgate.integrations.celery.mediator.request import Request
@@ -54,15 +55,17 @@ class Engine:
 
 
 def cost_of(service: Service, request: Request) -> dict[str, int]:
-    """{meter: units} of a call: the preset's guess, overruled by the settings, overruled by the request."""
+    """{meter: units} of a call: the preset's guess, overruled by the settings, overruled by the request.
+
+    What fits no limit that there can be is told by the smallest such number: a lot takes no larger ones.
+    """
     meters = {limit.meter for limit in service.limits}
     guess: Mapping[str, int] = {}
     if service.preset is not None:
         guess = service.preset.cost(**_arguments(request.payload))
-    return {meter: units for meter, units in guess.items() if meter in meters} | {
-        **service.cost,
-        **request.cost,
-    }
+    guess = {meter: units for meter, units in guess.items() if meter in meters}
+    found = {**guess, **service.cost, **request.cost}
+    return {meter: min(units, LARGEST_AMOUNT + 1) for meter, units in found.items()}
 
 
 def judge_of(service: Service, request: Request) -> Judge:

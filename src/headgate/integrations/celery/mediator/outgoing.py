@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, parse_headers
 from json import loads
 from typing import Any
 
@@ -33,6 +33,8 @@ IDLE_SECONDS = 60.0
 MOST_IDLE = 64
 """Connections that a process keeps for later, to all hosts together."""
 CHUNK = 1 << 16
+PASS_OVER_SECONDS = 1.0
+"""For a body that nobody wants; if it takes longer, the connection is closed instead."""
 
 
 class TransportError(Exception):
@@ -164,8 +166,19 @@ class _Line(HTTPConnection):
         return False
 
 
+class _Answer(HTTPResponse):
+    """An answer. What a server says before it (102, 103: RFC 9110 15.2) is passed over, not only 100."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]  # there since 3.0
+            if found[1] not in range(102, 200):
+                return found
+            parse_headers(self.fp)
+
+
 def _answer(line: _Line, source: Any, **options: Any) -> HTTPResponse:
-    return HTTPResponse(_Source(line, source), **options)  # type: ignore[arg-type]  # makefile is all it wants
+    return _Answer(_Source(line, source), **options)  # type: ignore[arg-type]  # makefile is all it wants
 
 
 def _dial(host: str, port: int, left: Any, *, public: bool) -> socket.socket:
@@ -254,6 +267,8 @@ class Connections:
             with self._lock:
                 lines = self._idle.get(place)
                 line = lines.pop() if lines else None
+                if not lines:  # one that is empty would be taken for the oldest
+                    self._idle.pop(place, None)
             if line is None:
                 return None
             if time.monotonic() - line.used_at < IDLE_SECONDS and line.is_open():
@@ -286,12 +301,21 @@ class Exchange:
         self._url, self._public = url, public
         self.line = line
 
-    def send(self, method: str, headers: Mapping[str, str], body: bytes | None, *, seconds: float) -> Reply:
+    def send(
+        self,
+        method: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        seconds: float,
+        head_only: bool = False,
+    ) -> Reply:
         """Send a request to the URL, and read the whole answer.
 
         Args:
             headers: those that frame it are added.
             seconds: for all of it, from now on.
+            head_only: nobody wants the answer's body; the reply has none, whatever becomes of it.
 
         Raises:
             TransportError: no answer, or not all of it.
@@ -306,7 +330,12 @@ class Exchange:
         try:
             line.request(method, self._url.target, body, {"accept-encoding": "identity", **headers})
             with line.getresponse() as answer:
-                reply = self._read(answer)
+                fields = _fields(answer)
+                if head_only:
+                    reply = Reply(answer.status, fields, b"")
+                    self._pass_over(answer)
+                else:
+                    reply = Reply(answer.status, fields, self._read(answer, fields))
         except (OSError, HTTPException, zlib.error) as error:
             line.close()
             raise TransportError(f"no answer from {self._url.netloc}: {_told(error, seconds)}") from None
@@ -315,11 +344,16 @@ class Exchange:
             raise
         return reply
 
-    def _read(self, answer: HTTPResponse) -> Reply:
-        fields: dict[str, str] = {}
-        for given, value in answer.getheaders():
-            name = given.lower()
-            fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    def _pass_over(self, answer: HTTPResponse) -> None:
+        try:
+            self.line.until(min(self.line.left(), PASS_OVER_SECONDS))
+            answer.read(CHUNK)
+        except (OSError, HTTPException):
+            pass
+        if not answer.isclosed():  # there is more of it, or it is broken
+            self.line.close()
+
+    def _read(self, answer: HTTPResponse, fields: Mapping[str, str]) -> bytes:
         packed = fields.get("content-encoding", "").strip().lower() in {"gzip", "x-gzip", "deflate"}
         unpack = zlib.decompressobj(32 + zlib.MAX_WBITS) if packed else None
         most = self._connections._most_bytes
@@ -335,7 +369,15 @@ class Exchange:
             parts.append(part)
         if answer.length or (unpack is not None and size and not unpack.eof):
             raise ConnectionError("the answer was cut off")
-        return Reply(answer.status, fields, b"".join(parts))
+        return b"".join(parts)
+
+
+def _fields(answer: HTTPResponse) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for given, value in answer.getheaders():
+        name = given.lower()
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields
 
 
 def _told(error: Exception, seconds: float | None = None) -> str:

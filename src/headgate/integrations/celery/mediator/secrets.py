@@ -5,11 +5,9 @@ Their values are in no attribute and no message.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
-from urllib.parse import quote
 
 from headgate.errors import ConfigurationError
 
@@ -68,10 +66,20 @@ def _of_environment(name: str) -> str:
 
 
 def redact(data: bytes, secrets: Iterable[Secret]) -> bytes:
-    """``data`` without the secrets, as they are, as JSON and as URLs spell them."""
+    """``data`` without the secrets, in every way that JSON and URLs can spell them."""
     for part in sorted({part for secret in secrets for part in secret.parts()}, key=len, reverse=True):
-        if len(part) < LEAST_SECRET:
-            continue
-        for spelling in {part, json.dumps(part)[1:-1], quote(part, safe="")}:
-            data = data.replace(spelling.encode(), b"***")
+        if len(part) >= LEAST_SECRET:
+            data = re.sub("".join(map(_spellings, part)).encode(), b"***", data)
     return data
+
+
+def redact_text(text: str, secrets: Iterable[Secret]) -> str:
+    """The same of a text, in which anything may stand."""
+    return redact(text.encode("utf-8", "surrogatepass"), secrets).decode("utf-8", "surrogatepass")
+
+
+def _spellings(char: str) -> str:
+    plain, code = re.escape(char), "".join(f"[{digit}{digit.upper()}]" for digit in f"{ord(char):02x}")
+    escaped = rf"|\\+{plain}" if char in '"\\/' else ""
+    space = r"|\+" if char == " " else ""
+    return rf"(?:{plain}|%{code}|\\+u00{code}{escaped}{space})"

@@ -44,7 +44,7 @@ from headgate.integrations.celery.mediator.response import (
     is_json,
     response_name,
 )
-from headgate.integrations.celery.mediator.secrets import redact
+from headgate.integrations.celery.mediator.secrets import redact, redact_text
 from headgate.integrations.celery.mediator.settings import Service
 from headgate.integrations.celery.mediator.urls import Url
 from headgate.integrations.celery.tasks import attempt_of, run
@@ -195,20 +195,21 @@ def _send(
         )
     ended = time.monotonic()
     wall_us, meters = round(time.time() * SECOND), engine.limiter(service).plan.meters
+    secrets = tuple(service.secret_headers.values())
     answer = read_answer(reply.status, reply.headers, reply.json, wall_us, meters, service.resets)
     kind = answer.error
     if kind is ErrorClass.OK and is_json(reply) and reply.body and not _parses(reply):
         kind = ErrorClass.MALFORMED
     error = None
     if kind is not ErrorClass.OK:
-        told = answer.message[:LONGEST_MESSAGE] or f"HTTP {reply.status}"
+        # Hidden first: of a secret that is cut in two, no part would be found.
+        told = redact_text(answer.message, secrets)[:LONGEST_MESSAGE] or f"HTTP {reply.status}"
         error = KINDS[kind], _last(service, failed, kind, told, answer.retry_after_us)
-    secrets = tuple(service.secret_headers.values())
     return Response(
         task_id=task_id,
         service=service.name,
         reply=_without(reply, secrets),
-        error=error and (error[0], redact(error[1].encode(), secrets).decode()),
+        error=error,
         attempts=failed + 1,
         started=began[0],
         seconds=ended - began[1],
@@ -246,10 +247,7 @@ def _parses(reply: Reply) -> bool:
 
 
 def _without(reply: Reply, secrets: Any) -> Reply:
-    headers = {
-        name: redact(value.encode("utf-8", "surrogateescape"), secrets).decode("utf-8", "replace")
-        for name, value in reply.headers.items()
-    }
+    headers = {name: redact_text(value, secrets) for name, value in reply.headers.items()}
     return Reply(reply.status, headers, redact(reply.body, secrets))
 
 

@@ -6,19 +6,21 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery, Task
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
 from celery.signals import worker_init, worker_ready, worker_shutdown
 from kombu.exceptions import OperationalError
 
-from headgate.errors import ConfigurationError
+from headgate.errors import ConfigurationError, StoreError
 from headgate.integrations.celery.mediator import callback, steps
 from headgate.integrations.celery.mediator.engine import Engine
 from headgate.integrations.celery.mediator.settings import Settings
 from headgate.integrations.celery.queues import due_queue
 from headgate.integrations.celery.releaser import attend
+from headgate.integrations.celery.tasks import end
 
 log = logging.getLogger("headgate")
 
@@ -72,19 +74,38 @@ def make_app(settings: Settings) -> Celery:
                 told = {"since": time.time()}
                 app.send_task(CALL_BACK, args=[task_id], kwargs=told, queue=due_queue(app, settings.queue))
 
-        _guarded(self, task_id, {"failed": failed, "missing": missing}, step)
+        _done(engine, self, lambda: _guarded(self, task_id, {"failed": failed, "missing": missing}, step))
 
     def call_back(self: Task, task_id: str, failed: int = 0, since: float | None = None) -> None:
         given = {"failed": failed, "since": time.time() if since is None else since}
         # It may be parked, and then comes again with its arguments as they stand there.
         self.request.args, self.request.kwargs = [task_id], given
-        _guarded(
-            self, task_id, given, lambda: callback.call_back(engine, self, task_id, failed, given["since"])
-        )
+
+        def step() -> None:
+            callback.call_back(engine, self, task_id, failed, given["since"])
+
+        _done(engine, self, lambda: _guarded(self, task_id, given, step))
 
     app.task(name=CALL, **options)(call)
     app.task(name=CALL_BACK, **options)(call_back)
     return app
+
+
+def _done(engine: Engine, task: Task, step: Callable[[], None]) -> None:
+    """Take a step to its end; what was let out for it is out no longer, though no permit was asked for."""
+    try:
+        step()
+    except (Ignore, Reject):  # it is parked, or comes again as it is
+        raise
+    except Exception:  # that it is to be tried again is one, too
+        _end_of(engine, task)
+        raise
+    _end_of(engine, task)
+
+
+def _end_of(engine: Engine, task: Task) -> None:
+    with suppress(StoreError):  # it comes once more, and finds what is done
+        end(task, engine.store)
 
 
 def _guarded(task: Task, task_id: str, given: dict[str, Any], step: Callable[[], None]) -> None:
