@@ -49,9 +49,11 @@ def limited(
 
     resets = resets_of(headers, token_header, requests_header, parser)
 
+    def units_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Units:
+        return cost(*args, **kwargs) if callable(cost) else cost or {}
+
     def asking(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        units = cost(*args, **kwargs) if callable(cost) else cost or {}
-        return limiter.permit(max_wait=max_wait, priority=priority, **units)
+        return limiter.permit(max_wait=max_wait, priority=priority, **units_of(args, kwargs))
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -84,7 +86,7 @@ def limited(
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             if celery is not None and (attempt := celery.attempt_of(call)) is not None:
-                units = cost(*args, **kwargs) if callable(cost) else cost or {}
+                units = functools.partial(units_of, args, kwargs)
                 once = functools.partial(function, *args, **kwargs)
                 return celery.run(limiter, attempt, units, once, judge, priority)
             handled = sys.exception()

@@ -26,6 +26,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     broker_transport_options={"visibility_timeout": 4},
     result_expires=600,
+    accept_content=["json", "yaml"],
 )
 task = partial(app.task, shared=False)  # tests load this more than once, each time for another app
 limiter = Limiter(f"requests={RATE}/s:burst={BURST}:start=full", key="service", store=STORE)
@@ -116,6 +117,15 @@ def refused_and_sent_again(self: Any, name: str) -> str:
     return name
 
 
+@task(bind=True)
+@gate.limited
+def sends_and_is_refused(self: Any, name: str) -> str:
+    linked.delay(None, f"{name}-{self.request.retries}")
+    if first_time(name):
+        raise Refused(headers={"retry-after": "0"})
+    return name
+
+
 def first_time(name: str) -> bool:
     path = JOURNAL.parent / name
     found = not path.exists()
@@ -167,6 +177,24 @@ def flaky(self: Any, name: object) -> None:
     ask(self.request.id, f"flaky {name} {self.request.retries}")
     note("flaky", name, self.request.retries)
     raise ConnectionError(f"no route to {name}")
+
+
+def cost_that_is_known_once(name: str) -> dict[str, int]:
+    if not first_time(name):
+        raise LookupError(f"{name} is gone")
+    return {}
+
+
+@task()
+@gate.limited(cost=cost_that_is_known_once)
+def costs_what_nobody_knows(name: str) -> str:
+    return name
+
+
+@task()
+@gate.limited
+def shown(what: object) -> str:
+    return repr(what)
 
 
 # What hangs on a task

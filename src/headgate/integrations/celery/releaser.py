@@ -50,6 +50,9 @@ MOST = 256
 """Tasks let out at once."""
 LOOK_SECONDS = RELEASER_SECONDS * 0.4
 """How often to look at least: hints can be lost, and the lease has to go on."""
+ASKS_US = SECOND // 100, SECOND
+"""Where an answer has to come first, one task stands by for it: it goes to ask, ever more seldom, from the
+one to the other. Not none, for only those who ask find out that whoever was to answer is no more."""
 PAUSE_SECONDS = 0.003
 """Between two rounds at least."""
 
@@ -70,6 +73,8 @@ class Attended:
         heeds: whether a hint is reason to look at once. While others wait already, and it is known when the
             first of them is due, one more changes nothing.
         hinted: whether one came.
+        asks_us: when one is to go and ask, on the store's clock.
+        asks_every_us: how long after it the next one.
     """
 
     def __init__(self, limiter: Limiter, bell: threading.Event) -> None:
@@ -78,6 +83,7 @@ class Attended:
         self.width = 8
         self.at = 0.0
         self.heeds = self.hinted = True
+        self.asks_us, self.asks_every_us = 0, ASKS_US[0]
         self.failed = False
         self._bell = bell
         self.stop = self.lot.listen(limiter.key, self._hear)
@@ -186,6 +192,11 @@ class Releaser:
         most, seconds = ripe(limiter, lead_us, out, following)
         attended.width = min(4 * most, MOST) if most == len(following) else max(2 * most, 8)
         attended.heeds = seconds is None  # then each that leaves makes room for one
+        if most:
+            attended.asks_us, attended.asks_every_us = 0, ASKS_US[0]
+        elif seconds is None and not out and now_us >= attended.asks_us:
+            most, attended.asks_us = 1, now_us + attended.asks_every_us
+            attended.asks_every_us = min(2 * attended.asks_every_us, ASKS_US[1])
         # Also if none is due: so that this worker stays the releaser.
         for parked in lot.take(limiter.key, self.owner, most, min(lease_us, HOUR)).parked:
             try:
@@ -233,9 +244,8 @@ def ripe(
             answer = decide.acquire(keyed.plan, [costs], keyed.state, now)[0]
             if not isinstance(answer, Wait):
                 break
-            if answer.until_us >= NEVER:  # an answer has to come first: one may stand by for it
-                spare = 1 if number == len(out) == 0 else 0
-                return max(number - len(out), spare), None
+            if answer.until_us >= NEVER:  # an answer has to come first, or an operator
+                return max(number - len(out), 0), LOOK_SECONDS if answer.rule < 0 else None
             if answer.until_us > start + lead_us:
                 pause = (answer.until_us - lead_us - start) / SECOND
                 return max(number - len(out), 0), pause

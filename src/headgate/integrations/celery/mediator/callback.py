@@ -152,7 +152,8 @@ def _post(engine: Engine, task: Task, task_id: str, url: Url, public: bool, sinc
 
     engine.hosts.tell(url.netloc)
     limiter = engine.callback_limiter(url.netloc)
-    reply: Reply = run(limiter, attempt, {}, post, Judge(limiter.plan.meters, None, (), None, None))
+    judge = Judge(limiter.plan.meters, None, (), None, None)
+    reply: Reply = run(limiter, attempt, dict, post, judge, sends_one=True)
     return reply
 
 

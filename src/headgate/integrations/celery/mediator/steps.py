@@ -191,7 +191,12 @@ def _send(
             return exchange.send(request.method, headers, body, seconds=service.timeout_seconds)
 
         reply: Reply = run(
-            engine.limiter(service), attempt, cost_of(service, request), send, judge_of(service, request)
+            engine.limiter(service),
+            attempt,
+            lambda: cost_of(service, request),
+            send,
+            judge_of(service, request),
+            sends_one=True,
         )
     ended = time.monotonic()
     wall_us, meters = round(time.time() * SECOND), engine.limiter(service).plan.meters
