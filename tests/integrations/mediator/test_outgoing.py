@@ -211,13 +211,17 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced(connections: Connect
     assert len(accepted) == 2
 
 
-def test_what_says_something_unasked_is_not_used_again(connections: Connections) -> None:
+@pytest.mark.parametrize(
+    "framing", ["content-length: 2\r\n\r\nok", "transfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"]
+)
+def test_what_says_something_unasked_is_not_used_again(connections: Connections, framing: str) -> None:
     accepted = []
+    answer = f"HTTP/1.1 200 OK\r\n{framing}HTTP/1.1 200 OK\r\n\r\nsmuggled".encode()
 
     def serve(connection: socket.socket) -> None:
         accepted.append(1)
-        connection.recv(65536)
-        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\nsmuggled")
+        while connection.recv(65536):
+            connection.sendall(answer)
 
     with raw_server(serve) as url:
         for _ in range(2):

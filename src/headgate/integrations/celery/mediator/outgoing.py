@@ -72,9 +72,14 @@ class Reply:
 
 
 class _Deadlined(io.RawIOBase):
-    """What comes from a socket until a deadline, however slowly it drips."""
+    """What comes from a socket until a deadline, however slowly it drips.
+
+    Attributes:
+        ended: nothing more comes.
+    """
 
     def __init__(self, line: _Line, source: Any) -> None:
+        self.ended = False
         self._line = line
         self._source = source
         self._raw = source.makefile("rb", buffering=0)
@@ -83,6 +88,8 @@ class _Deadlined(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        if self.ended:
+            return 0
         self._source.settimeout(self._line.left())
         count: int | None = self._raw.readinto(buffer)
         return count
@@ -99,11 +106,31 @@ class _Source:
         self._line, self._source = line, source
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Deadlined(self._line, self._source), CHUNK)
+        return _Buffered(self._line, self._source)
+
+
+class _Buffered(io.BufferedReader):
+    """What an answer reads from. It may have taken more from the socket than belongs to the answer."""
+
+    def __init__(self, line: _Line, source: Any) -> None:
+        self._line = line
+        self._from = _Deadlined(line, source)
+        super().__init__(self._from, CHUNK)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._from.ended = True
+            self._line.said_more = bool(self.peek(1))
+        super().close()
 
 
 class _Line(HTTPConnection):
-    """A connection; TLS if there is a context."""
+    """A connection; TLS if there is a context.
+
+    Attributes:
+        used_at: on the monotonic clock, in seconds.
+        said_more: whether the other side has said more than the answer that was read.
+    """
 
     auto_open = 0
 
@@ -113,6 +140,7 @@ class _Line(HTTPConnection):
         self._public = public
         self._deadline = 0.0
         self.used_at = 0.0
+        self.said_more = False
         if tls is not None:
             self.default_port = 443  # else the Host field names it
         self.response_class = partial(_answer, self)  # type: ignore[assignment]  # it is only ever called
@@ -154,7 +182,7 @@ class _Line(HTTPConnection):
 
     def is_open(self) -> bool:
         """Whether the other side has neither closed it nor said anything unasked."""
-        if self.sock is None:
+        if self.sock is None or self.said_more:
             return False
         self.sock.settimeout(0)
         try:
@@ -276,6 +304,8 @@ class Connections:
             line.close()
 
     def _keep(self, place: tuple[str, str, int, bool], line: _Line) -> None:
+        if line.said_more:
+            line.close()
         if line.sock is None:
             return
         surplus: list[_Line] = []
