@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -71,8 +72,13 @@ def check(config: str | None) -> None:
 @mediator.command(context_settings=CONTEXT)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @config_option
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Have requests made again whose responses tell of a failure; the new ones take their places.",
+)
 @click.option("--quiet", is_flag=True, help="Do not print the tasks' ids.")
-def submit(files: tuple[str, ...], config: str | None, quiet: bool) -> None:
+def submit(files: tuple[str, ...], config: str | None, retry_failed: bool, quiet: bool) -> None:
     """Submit the requests in each FILE: one JSON object, or JSON Lines with many; '-' reads standard input.
 
     A request may name its task by "task_id". Otherwise the id is made of what it says, so that the same
@@ -86,7 +92,7 @@ def submit(files: tuple[str, ...], config: str | None, quiet: bool) -> None:
         settings = _settings(config)
         from headgate.integrations.celery.mediator.submit import Submitter
 
-        code = _Submission(Submitter(settings), quiet).run(files)
+        code = _Submission(Submitter(settings), retry_failed, quiet).run(files)
     sys.exit(code)
 
 
@@ -101,8 +107,9 @@ class _Row(NamedTuple):
 class _Submission:
     """A run of ``submit``: some requests at once, told in order."""
 
-    def __init__(self, submitter: Submitter, quiet: bool) -> None:
-        self._submitter = submitter
+    def __init__(self, submitter: Submitter, retry_failed: bool, quiet: bool) -> None:
+        self._submit = partial(submitter.submit, retry_failed=retry_failed)
+        self._largest = submitter.settings.largest_request_bytes
         self._quiet = quiet
         self._counts: Counter[str] = Counter()
         self._pending: deque[tuple[str, Future[Any]]] = deque()
@@ -116,7 +123,7 @@ class _Submission:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             try:
                 for file in files:
-                    for row in _rows(file, self._submitter.settings.largest_request_bytes):
+                    for row in _rows(file, self._largest):
                         self._begin(pool, row)
                 while self._pending:
                     self._end()
@@ -140,7 +147,7 @@ class _Submission:
             future.set_exception(InvalidRequest(row.fault))
         else:
             task_id = row.request.pop("task_id", None)
-            future = pool.submit(self._submitter.submit, row.request, task_id)
+            future = pool.submit(self._submit, row.request, task_id)
         self._pending.append((row.place, future))
         while len(self._pending) > AT_ONCE:
             self._end()

@@ -53,6 +53,8 @@ LOOK_SECONDS = RELEASER_SECONDS * 0.4
 ASKS_US = SECOND // 100, SECOND
 """Where an answer has to come first, one task stands by for it: it goes to ask, ever more seldom, from the
 one to the other. Not none, for only those who ask find out that whoever was to answer is no more."""
+IDLE_SECONDS = 1.0
+"""How often where nothing waits: whatever comes is told, and only that can be lost."""
 PAUSE_SECONDS = 0.003
 """Between two rounds at least."""
 
@@ -62,6 +64,11 @@ _attended: WeakSet[Limiter] = WeakSet()
 def attend(limiter: Limiter) -> None:
     """The workers of this program release what is parked for it."""
     _attended.add(limiter)
+
+
+def unattend(limiter: Limiter) -> None:
+    """They do no longer."""
+    _attended.discard(limiter)
 
 
 class Attended:
@@ -148,6 +155,10 @@ class Releaser:
 
     def _round(self) -> float:
         """Go round the keys; seconds until the next time."""
+        for whose, attended in list(self._keys.items()):
+            if attended.limiter not in _attended:
+                attended.stop()
+                del self._keys[whose]
         for limiter in list(_attended):
             whose = id(limiter.store), limiter.key
             if whose not in self._keys:
@@ -171,7 +182,7 @@ class Releaser:
                 log.warning("what is parked for %s is not let out now: %s", attended.limiter.key, error)
             attended.failed = True
             return LOOK_SECONDS
-        return min(seconds, LOOK_SECONDS)
+        return seconds
 
     def _release(self, attended: Attended) -> float:
         """Let out what is due at one key; seconds until something may be."""
@@ -179,10 +190,10 @@ class Releaser:
         seen = lot.peek(limiter.key, attended.width, self.owner)
         attended.heeds = not seen.waiting
         if not seen.waiting:
-            return LOOK_SECONDS
+            return IDLE_SECONDS
         now_us = limiter.store.now().elapsed_us
         if seen.until_us is not None and not seen.is_releaser:
-            return max(seen.until_us - now_us, 0) / SECOND
+            return min(max(seen.until_us - now_us, 0) / SECOND, LOOK_SECONDS)
         lease_us, late_us = (max(each, PATIENCE * seen.lag_us) for each in (LEASE_US, LATE_US))
         late = sum(deadline < now_us + lease_us - late_us for deadline in seen.deadlines_us)
         out = seen.out[min(late, MOST_LATE) :]
@@ -205,7 +216,7 @@ class Releaser:
                 raise
             except Exception:
                 log.exception("the parked task %s cannot be sent; it is tried again", parked.id)
-        return LOOK_SECONDS / 8 if seconds is None else seconds
+        return LOOK_SECONDS / 8 if seconds is None else min(seconds, LOOK_SECONDS)
 
     def _publish(self, key: str, parked: Parked) -> None:
         kind, encoding, home, body = parked.body.split(b"\n", 3)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from headgate.errors import HeadgateError
-from headgate.integrations.celery.releaser import attend
+from headgate.integrations.celery.releaser import attend, unattend
 from headgate.parking import lot_of
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Hosts:
 
     def _look(self) -> None:
         lot = lot_of(self._store())
+        named = set()
         for entry in lot.peek(KEY, MOST).parked:
             day, _, host = entry.id.partition("/")
             if host not in self._attended:
@@ -88,6 +89,10 @@ class Hosts:
                 seen = lot.peek(self._attended[host].key)
                 if not seen.waiting and not seen.out:
                     lot.drop(KEY, entry.id)
+                    continue
+            named.add(host)
+        for host in self._attended.keys() - named:
+            unattend(self._attended.pop(host))
 
 
 def _today() -> int:

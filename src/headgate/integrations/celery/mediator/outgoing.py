@@ -22,7 +22,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse, parse_headers
+from http import HTTPStatus
+from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPResponse, parse_headers
 from json import loads
 from typing import Any
 
@@ -200,7 +201,9 @@ class _Answer(HTTPResponse):
     def _read_status(self) -> tuple[str, int, str]:
         while True:
             found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]  # there since 3.0
-            if found[1] not in range(102, 200):
+            if found[1] == HTTPStatus.SWITCHING_PROTOCOLS:
+                raise BadStatusLine("the protocol was switched unasked")
+            if found[1] >= HTTPStatus.OK:
                 return found
             parse_headers(self.fp)
 
@@ -221,10 +224,12 @@ def _dial(host: str, port: int, left: Any, *, public: bool) -> socket.socket:
     if not addresses:
         raise AddressRefused(f"{host} has no public address, and is not among those that are allowed")
     failure = OSError("no address")
-    for family, kind, protocol, _, address in addresses:
+    for number, (family, kind, protocol, _, address) in enumerate(addresses):
         connection = socket.socket(family, kind, protocol)
         try:
-            connection.settimeout(left())
+            connection.settimeout(
+                left() / (len(addresses) - number)
+            )  # one that is dead leaves time for others
             connection.connect(address)
         except OSError as error:
             failure = error

@@ -222,6 +222,8 @@ def _cost(values: object) -> dict[str, int]:
             raise InvalidRequest(
                 f"cost: expected whole units, 0 or more; got {str(meter)[:80]!r}: {units!r:.40}"
             )
+    if values.get("requests", 1) < 1:
+        raise InvalidRequest("cost: a request counts as one at least; got 'requests': 0")
     return dict(values)
 
 

@@ -1,4 +1,4 @@
-"""What a response file says: formats, no I/O."""
+"""What a response file says."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headgate.core.retry import ErrorClass
+from headgate.errors import ObjectTooLarge
 from headgate.integrations.celery.mediator.outgoing import Reply
+
+if TYPE_CHECKING:
+    from headgate.integrations.storage import Storage
 
 KINDS: Mapping[ErrorClass, str] = {
     kind: kind.value.replace(" ", "_") for kind in ErrorClass if kind is not ErrorClass.OK
 }
 """What an error is called in a response: ``caller``, ``overloaded``, ``never_fits``…"""
 INVALID, NO_REQUEST, TOO_LARGE, INTERNAL = "invalid_request", "no_request", "answer_too_large", "internal"
+FACTS_BYTES = 1 << 20
+"""A response has no more beside its answer, unless the request brought much metadata."""
 
 _HEADERS = re.compile(
     r"content-type|date|retry-after(-ms)?|location|operation-location|etag"
@@ -72,6 +78,26 @@ class Response:
 def response_name(task_id: str) -> str:
     """The object in which a response lies."""
     return f"{task_id}.response.json"
+
+
+def stored_failure(storage: Storage, task_id: str, most_bytes: int) -> str | None:
+    """The kind of failure that a stored response tells of.
+
+    Args:
+        most_bytes: of its answer. One that is larger is not read.
+
+    Returns:
+        None if it tells of none, is too large, or is no response.
+
+    Raises:
+        StorageError: ObjectNotFound if there is none.
+    """
+    try:
+        # At the worst, each byte of an answer has become an escape of six characters.
+        kind = json.loads(storage.read(response_name(task_id), FACTS_BYTES + 6 * most_bytes))["error"]["kind"]
+    except (ObjectTooLarge, ValueError, RecursionError, LookupError, TypeError):
+        return None
+    return kind if isinstance(kind, str) else None
 
 
 def is_json(reply: Reply) -> bool:

@@ -43,6 +43,7 @@ from headgate.integrations.celery.mediator.response import (
     Response,
     is_json,
     response_name,
+    stored_failure,
 )
 from headgate.integrations.celery.mediator.secrets import redact, redact_text
 from headgate.integrations.celery.mediator.settings import Service
@@ -85,13 +86,16 @@ class Again(Exception):
         self.counts = counts
 
 
-def call(engine: Engine, task: Task, task_id: object, failed: int, missing: int) -> bool:
+def call(
+    engine: Engine, task: Task, task_id: object, failed: int, missing: int, retry_failed: bool = False
+) -> bool:
     """Have the response stored.
 
     Args:
         task: bound to the message.
         failed: attempts that have failed before.
         missing: how often there was no request.
+        retry_failed: whether a response that tells of a failure is to be replaced.
 
     Returns:
         Whether somebody may have to be called back.
@@ -104,11 +108,17 @@ def call(engine: Engine, task: Task, task_id: object, failed: int, missing: int)
     if not is_task_id(task_id):
         log.error("a task has no id that could name its request: %.80r", task_id)
         return False
-    if engine.storage.exists(response_name(task_id)):
-        return True  # perhaps nobody was called back yet
+    there_is_one = engine.storage.exists(response_name(task_id))
+    if there_is_one:
+        kind = _failure(engine, task_id, retry_failed)
+        # That there was no request is no answer to one that has come since.
+        if kind is None or not (retry_failed or kind == NO_REQUEST):
+            return True  # perhaps nobody was called back yet
     data = _read(engine, task_id, missing)
     response = data if isinstance(data, Response) else _respond(engine, task, task_id, data, failed)
-    _store(engine, response)
+    if there_is_one and response.error is not None and _failure(engine, task_id, retry_failed) is None:
+        return True  # another copy of the task has done better
+    _store(engine, response, replaces=there_is_one)
     return isinstance(data, bytes) and callback_of(data) is not None
 
 
@@ -118,6 +128,13 @@ def backoff_seconds(failed: int, asked_us: int | None = None) -> float:
     """
     ceiling = min(FIRST_BACKOFF_SECONDS * 2 ** (failed - 1), LONGEST_COUNTDOWN_SECONDS)
     return min(max(random.uniform(0, ceiling), (asked_us or 0) / SECOND), LONGEST_COUNTDOWN_SECONDS)
+
+
+def _failure(engine: Engine, task_id: str, of_any_kind: bool) -> str | None:
+    """What kind of failure the response tells of, None if of none; at least if that is ``no_request``."""
+    return stored_failure(
+        engine.storage, task_id, engine.settings.largest_response_bytes if of_any_kind else 0
+    )
 
 
 def _read(engine: Engine, task_id: str, missing: int) -> bytes | Response:
@@ -256,8 +273,8 @@ def _without(reply: Reply, secrets: Any) -> Reply:
     return Reply(reply.status, headers, redact(reply.body, secrets))
 
 
-def _store(engine: Engine, response: Response) -> None:
-    """Store it, unless there is one; of two, the first stands.
+def _store(engine: Engine, response: Response, *, replaces: bool = False) -> None:
+    """Store it, unless there is one that it does not replace; of two, the first stands.
 
     Raises:
         StorageError: it cannot be stored, and has cost nothing.
@@ -268,7 +285,7 @@ def _store(engine: Engine, response: Response) -> None:
     failures = 0
     while True:
         try:
-            engine.storage.create(name, data)
+            (engine.storage.write if replaces else engine.storage.create)(name, data)
         except StorageError as error:
             if response.reply is None:
                 raise

@@ -19,7 +19,7 @@ from headgate.integrations.celery.mediator.request import (
     request_of,
     vet_callback,
 )
-from headgate.integrations.celery.mediator.response import response_name
+from headgate.integrations.celery.mediator.response import response_name, stored_failure
 from headgate.integrations.celery.mediator.settings import Settings
 from headgate.integrations.celery.mediator.worker import CALL, make_app
 from headgate.integrations.storage import open_storage
@@ -34,7 +34,7 @@ class State(Enum):
     SENT = "sent"
     """It is new."""
     SENT_AGAIN = "sent again"
-    """The same request was there already, without a response."""
+    """The same request was there already, without a response, or with a failure that is to be tried again."""
     DONE = "already done"
     """There is a response; nothing was sent."""
 
@@ -54,7 +54,9 @@ class Submitter:
         self.app = make_app(settings)
         self._storage = open_storage(settings.storage)
 
-    def submit(self, request: Mapping[str, Any], task_id: str | None = None) -> Submitted:
+    def submit(
+        self, request: Mapping[str, Any], task_id: str | None = None, *, retry_failed: bool = False
+    ) -> Submitted:
         """See :func:`submit`."""
         checked = request_of(request)
         if self.settings.services:  # a program that only submits need not know them
@@ -67,16 +69,21 @@ class Submitter:
                 f"expected at most {self.settings.largest_request_bytes:,} bytes; got {len(data):,}"
             )
         name = digest_of(request) if task_id is None else check_task_id(task_id)
-        state = State.SENT
+        state, given = State.SENT, {}
         if not self._storage.create(request_name(name), data):
             if not self._holds(name, data):
                 raise InvalidRequest(f"task_id: {name!r} is that of another request already")
             if self._storage.exists(response_name(name)):
-                return Submitted(name, State.DONE)
+                if not (retry_failed and self._has_failed(name)):
+                    return Submitted(name, State.DONE)
+                given = {"retry_failed": True}
             state = State.SENT_AGAIN
         # Under the task's own id, so that ``celery control revoke`` knows it.
-        self.app.send_task(CALL, args=[name], task_id=name)
+        self.app.send_task(CALL, args=[name], kwargs=given, task_id=name)
         return Submitted(name, state)
+
+    def _has_failed(self, task_id: str) -> bool:
+        return stored_failure(self._storage, task_id, self.settings.largest_response_bytes) is not None
 
     def _holds(self, task_id: str, data: bytes) -> bool:
         """Whether the request that is there is this one."""
@@ -88,7 +95,11 @@ class Submitter:
 
 
 def submit(
-    request: Mapping[str, Any], *, task_id: str | None = None, settings: Settings | None = None
+    request: Mapping[str, Any],
+    *,
+    task_id: str | None = None,
+    settings: Settings | None = None,
+    retry_failed: bool = False,
 ) -> str:
     """Have a request made; its response will be the object ``{id}.response.json``.
 
@@ -100,6 +111,8 @@ def submit(
         task_id: 1 to 200 letters, digits, ``.``, ``_`` and ``-``. None for one that is made of the request,
             so that the same request is made once.
         settings: None for those of the file and the environment; see :meth:`Settings.load`.
+        retry_failed: if the response tells of a failure, have the request made once more; the new response
+            takes its place.
 
     Returns:
         The task's id.
@@ -110,7 +123,7 @@ def submit(
         StorageError: it could not be stored.
         kombu.exceptions.OperationalError: the broker could not be told; submit it again.
     """
-    return submitter_of(settings).submit(request, task_id).task_id
+    return submitter_of(settings).submit(request, task_id, retry_failed=retry_failed).task_id
 
 
 _submitters: dict[int, Submitter] = {}

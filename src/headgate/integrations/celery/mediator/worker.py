@@ -67,14 +67,16 @@ def make_app(settings: Settings) -> Celery:
         "ignore_result": settings.backend is None,
     }
 
-    def call(self: Task, task_id: str, failed: int = 0, missing: int = 0) -> None:
+    def call(self: Task, task_id: str, failed: int = 0, missing: int = 0, retry_failed: bool = False) -> None:
+        given = {"failed": failed, "missing": missing, "retry_failed": retry_failed}
+
         def step() -> None:
-            if steps.call(engine, self, task_id, failed, missing):
+            if steps.call(engine, self, task_id, failed, missing, retry_failed):
                 # What is done is told at once, and not behind all that is still to be done.
                 told = {"since": time.time()}
                 app.send_task(CALL_BACK, args=[task_id], kwargs=told, queue=due_queue(app, settings.queue))
 
-        _done(engine, self, lambda: _guarded(self, task_id, {"failed": failed, "missing": missing}, step))
+        _done(engine, self, lambda: _guarded(self, task_id, given, step))
 
     def call_back(self: Task, task_id: str, failed: int = 0, since: float | None = None) -> None:
         given = {"failed": failed, "since": time.time() if since is None else since}
