@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import pytest
 from celery import Celery
 
 from headgate import Limiter
-from headgate.integrations.celery.releaser import Attended, Releaser
+from headgate.integrations.celery import releaser
+from headgate.integrations.celery.releaser import Attended, Releaser, attend, unattend
 from headgate.parking import Parked, lot_of
 from headgate.stores.memory import MemoryStore
 from headgate.testing import FakeClock
@@ -19,7 +21,7 @@ class Hand(Releaser):
     """A releaser that sends nothing: what it would send comes back to its lot at once."""
 
     def __init__(self, limiter: Limiter) -> None:
-        super().__init__(SimpleNamespace(app=Celery(set_as_current=False)))
+        super().__init__(SimpleNamespace(app=Celery(set_as_current=False), call_soon=lambda *_: None))
         self.attended = Attended(limiter, threading.Event())
         self.sent: list[Parked] = []
 
@@ -54,6 +56,17 @@ def test_while_nobody_knows_when_one_asks_ever_more_seldom(limiter: Limiter, fak
     while hand.released() == 0:  # one that has just been to ask may be out
         fake_clock.advance(0.01)
     assert hand.sent[0].id == "a"
+
+
+def test_what_is_attended_no_more_is_let_go(limiter: Limiter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(releaser, "_attended", WeakSet())
+    hand = Hand(limiter)
+    attend(limiter)
+    hand._round()
+    assert [attended.limiter for attended in hand._keys.values()] == [limiter]
+    unattend(limiter)
+    hand._round()
+    assert not hand._keys
 
 
 def test_while_the_key_is_paused_nothing_goes(limiter: Limiter, fake_clock: FakeClock) -> None:

@@ -86,6 +86,17 @@ def test_a_file_is_submitted_and_again_costs_nothing(desk: Desk) -> None:
     assert len(desk.sent()) == 80
 
 
+def test_what_has_failed_is_submitted_again_on_demand(desk: Desk) -> None:
+    given = lines(*({"endpoint": "api:/x", "task_id": name} for name in ("good", "bad", "waits")))
+    assert desk.command("submit", "-", stdin=given).exit_code == 0
+    responses = {"good": {"error": None}, "bad": {"error": {"kind": "caller", "message": ""}}}
+    for name, response in responses.items():
+        (desk.objects / f"{name}.response.json").write_text(json.dumps(response))
+    ran = desk.command("submit", "-", "--retry-failed", "--quiet", stdin=given)
+    assert (ran.exit_code, ran.stderr) == (0, "1 already done, 2 sent again\n")
+    assert sorted(desk.sent()[3:]) == ["bad", "waits"]
+
+
 def test_files_of_one_request_lines_and_standard_input(desk: Desk) -> None:
     one = desk.folder / "one.json"
     told = {"endpoint": "api:/x", "payload": [1, 2], "task_id": "first"}

@@ -173,10 +173,42 @@ def test_every_task_has_one_response_and_is_called_back(build: Build, api: Ledge
                 place.send(CALL, name)  # called back once more
             wait_until(lambda: (receiver.called() - before).total() >= 5 + len(bad))
             assert (sim.stats()["accepted"], api.count()) == paid
+
+            # That there was no request is no answer to one that has come since.
+            assert place.submit({"endpoint": "api:/x"}, "no-request").state is State.SENT
+            wait_until(lambda: place.response("no-request")["ok"])
         log = (place.folder / "one.log").read_text(errors="replace")
         assert "Traceback" not in log, log
         assert KEY not in log
         assert all(call.headers["headgate-task-id"] == call.task_id for call in receiver.calls)
+
+
+def test_what_has_failed_is_made_again_on_demand(build: Build, api: Ledger) -> None:
+    with Receiver() as receiver:
+        place = build({"api": fast(api.url)}, {"allow": [receiver.url]})
+        recovers = {"payload": {"do": [{"status": 500}, {"status": 500}, {"status": 400}, {}]}}
+        request = {"endpoint": "api:/x", "callback": receiver.url, **recovers}
+
+        def again() -> State:
+            return place.submitter.submit(request, "t", retry_failed=True).state
+
+        def called_back(times: int) -> None:
+            wait_until(lambda: len(receiver.calls) == times)
+
+        with worker(place):
+            assert again() is State.SENT
+            for number, kind in enumerate(["overloaded", "caller"], 1):
+                called_back(number)
+                assert place.response("t")["error"]["kind"] == kind
+                assert place.submit(request, "t").state is State.DONE, "nobody has asked for it"
+                assert again() is State.SENT_AGAIN
+            called_back(3)
+            assert place.response("t")["ok"]
+            assert again() is State.DONE
+            # Nor is a success replaced by a message that comes late.
+            place.submitter.app.send_task(CALL, args=["t"], kwargs={"retry_failed": True})
+            called_back(4)
+        assert api.count() == 4
 
 
 def test_secrets_are_sent_and_stored_nowhere(build: Build, api: Ledger) -> None:

@@ -373,6 +373,15 @@ def test_what_is_said_before_an_answer_is_passed_over(connections: Connections) 
         assert send(connections, url, {}) == Reply(200, {"content-length": "2"}, b"{}")
 
 
+def test_a_protocol_that_is_switched_unasked_is_no_answer(connections: Connections) -> None:
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\n\r\n")
+
+    with raw_server(serve) as url, pytest.raises(TransportError, match="no answer"):
+        send(connections, url, {})
+
+
 def read_request(connection: socket.socket) -> None:
     """One whose body is ``{}``, which may come after its head."""
     data = b""

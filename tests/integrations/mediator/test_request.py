@@ -79,6 +79,7 @@ def test_all_fields_are_read() -> None:
         (b'{"endpoint":"a:/","cost":{"tokens":-1}}', "whole units"),
         (b'{"endpoint":"a:/","cost":{"tokens":1.5}}', "whole units"),
         (b'{"endpoint":"a:/","cost":{"tokens":true}}', "whole units"),
+        (b'{"endpoint":"a:/","cost":{"requests":0}}', "counts as one at least"),
     ],
 )
 def test_mistakes_are_told(data: bytes, says: str) -> None:
