@@ -11,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from signal import SIGINT, default_int_handler, getsignal, signal
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import click
@@ -18,6 +20,7 @@ import click
 from headgate.cli.operators import CONTEXT
 from headgate.errors import ConfigurationError, InvalidRequest, StorageError
 from headgate.progress.view import printable
+from headgate.runner.bell import Bell
 
 if TYPE_CHECKING:
     from headgate.integrations.celery.mediator.settings import Settings
@@ -104,6 +107,50 @@ class _Row(NamedTuple):
     fault: str = ""
 
 
+class _Interrupt:
+    """Ctrl-C, the first one, heard only while something is waited for: what is sent is told, once.
+
+    Does nothing where signals are not Python's to handle.
+    """
+
+    def __init__(self) -> None:
+        self.bell = Bell()
+        self._came = self._reads = self._is_ours = False
+
+    def __enter__(self) -> None:
+        if current_thread() is main_thread() and getsignal(SIGINT) is default_int_handler:
+            signal(SIGINT, self._handle)
+            self._is_ours = True
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            signal(SIGINT, default_int_handler)
+            self._is_ours = False
+
+    def wait(self) -> None:
+        """Until the bell is rung."""
+        self.bell.wait()
+        if self._came:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Something that may take for ever, and that no bell ends."""
+        self._reads = True
+        try:
+            if self._came:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._reads = False
+
+    def _handle(self, *_: object) -> None:
+        self._came = True
+        if self._reads:
+            raise KeyboardInterrupt
+        self.bell.ring()
+
+
 class _Submission:
     """A run of ``submit``: some requests at once, told in order."""
 
@@ -115,6 +162,7 @@ class _Submission:
         self._pending: deque[tuple[str, Future[Any]]] = deque()
         self._told_at = time.monotonic()
         self._shows = sys.stderr.isatty()
+        self._interrupt = _Interrupt()
 
     def run(self, files: tuple[str, ...]) -> int:
         from kombu.exceptions import OperationalError
@@ -122,11 +170,13 @@ class _Submission:
         code = 0
         with ThreadPoolExecutor(AT_ONCE) as pool:
             try:
-                for file in files:
-                    for row in _rows(file, self._largest):
-                        self._begin(pool, row)
-                while self._pending:
-                    self._end()
+                with self._interrupt:
+                    for file in files:
+                        rows = _rows(file, self._largest)
+                        while (row := self._next(rows)) is not None:
+                            self._begin(pool, row)
+                    while self._pending:
+                        self._end()
             except KeyboardInterrupt:
                 code = INTERRUPTED
             except (StorageError, OperationalError) as error:
@@ -141,6 +191,10 @@ class _Submission:
             self._say("stopped; the same command goes on from there")
         return code or (FAILED if self._counts["failed"] else 0)
 
+    def _next(self, rows: Iterator[_Row]) -> _Row | None:
+        with self._interrupt.reading():
+            return next(rows, None)
+
     def _begin(self, pool: ThreadPoolExecutor, row: _Row) -> None:
         if row.request is None:
             future: Future[Any] = Future()
@@ -148,12 +202,15 @@ class _Submission:
         else:
             task_id = row.request.pop("task_id", None)
             future = pool.submit(self._submit, row.request, task_id)
+            future.add_done_callback(lambda _: self._interrupt.bell.ring())
         self._pending.append((row.place, future))
         while len(self._pending) > AT_ONCE:
             self._end()
 
     def _end(self) -> None:
         place, future = self._pending[0]
+        while not future.done():
+            self._interrupt.wait()
         try:
             done = future.result()
         except InvalidRequest as error:

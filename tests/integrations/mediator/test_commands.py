@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -185,6 +186,29 @@ def test_ctrl_c_ends_it_and_the_same_command_goes_on(desk: Desk) -> None:
     assert process.returncode == 130, err
     assert "stopped; the same command goes on from there" in err
     assert sorted(out.split()) == sorted(desk.sent()), "what was sent is told, and what is told was sent"
+
+
+@pytest.mark.parametrize("told", [0, 3, 15])
+def test_ctrl_c_between_two_lines_of_code_tells_nothing_twice(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, told: int
+) -> None:
+    echo, ids = click.echo, []
+
+    def interrupted(text: str, **more: Any) -> None:
+        echo(text, **more)
+        if not more:
+            ids.append(text)
+            if len(ids) == told + 1:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(click, "echo", interrupted)
+    given = lines(*({"endpoint": "api:/x", "payload": number} for number in range(60)))
+    ran = desk.command("submit", "-", stdin=given)
+    assert ran.exit_code == 130
+    assert told < len(ids) < 60
+    assert sorted(ids) == sorted(desk.sent())
+    assert ran.stderr.startswith(f"{len(ids)} sent\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_check_uses_everything_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

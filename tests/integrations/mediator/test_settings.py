@@ -178,7 +178,10 @@ def test_mistakes_in_the_environment_are_told(told: dict[str, str], says: str) -
 
 def test_what_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigurationError, match="in the file or in HEADGATE_MEDIATOR_STORAGE"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"in headgate-mediator\.toml.*_CONFIG names, or in HEADGATE_MEDIATOR_STORAGE",
+    ):
         Settings.load(environment={})
     (tmp_path / "bad.toml").write_text("storage = ", "utf-8")
     with pytest.raises(ConfigurationError, match="is no TOML"):

@@ -169,5 +169,9 @@ def test_secrets_are_hidden_however_they_are_spelled(monkeypatch: pytest.MonkeyP
     data = rb'sec\/ret\"+x \u0073ec\u002fret\u0022\u002Bx sec%2fret%22%2bx sec/ret%22+x s%65c/ret"+y'
     assert redact(data, secrets) == b'*** *** *** *** s%65c/ret"+y'
     assert redact(rb'"sec\\/ret\\\"+x"', secrets) == b'"***"', "JSON in a text of JSON"
+    for spelled in (b"sec/ret&quot;+x", b"sec&#x2F;ret&#34;&#x2b;x", b"&#115;ec&#047;ret&#X0022;+x"):
+        assert redact(b"<p>" + spelled + b"</p>", secrets) == b"<p>***</p>"
+    monkeypatch.setenv("B", "a&b<c>d'e")
+    assert redact(b"a&amp;b&lt;c&gt;d&apos;e a&b<c>d&#39;e", secrets) == b"*** ***"
     monkeypatch.setenv("B", "/path key")
     assert redact(rb'"\/path key" "/path+key"', secrets) == b'"***" "***"'

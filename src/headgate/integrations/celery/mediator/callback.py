@@ -103,6 +103,8 @@ def call_back(engine: Engine, task: Task, task_id: object, failed: int, since: f
         told, is_final, asked_us = type(error).__name__, False, None
     else:
         if reply.status < 300:
+            if engine.storage.exists(callback_name(task_id)):  # it had been given up before
+                _tell(engine, task_id, url=shown, error=None, attempts=failed + 1)
             return
         told, is_final = f"HTTP {reply.status}", reply.status < 500 and reply.status not in WORTH_ANOTHER
         asked_us = retry_after_us(reply.headers, round(time.time() * SECOND))
@@ -115,7 +117,7 @@ def call_back(engine: Engine, task: Task, task_id: object, failed: int, since: f
 
 
 def callback_name(task_id: str) -> str:
-    """The object that says why nobody was called back; there is none if somebody was."""
+    """The object that says why nobody was called back, or that somebody was after all."""
     return f"{task_id}.callback.json"
 
 
@@ -159,11 +161,9 @@ def _post(engine: Engine, task: Task, task_id: str, url: Url, public: bool, sinc
 
 def _give_up(engine: Engine, task_id: str, url: str | None, attempts: int, told: str) -> None:
     log.warning("nobody was called back of task %s: %s", task_id, told)
-    values = {
-        "task_id": task_id,
-        "ok": False,
-        "url": url,
-        "error": {"kind": "given_up", "message": told},
-        "attempts": attempts,
-    }
+    _tell(engine, task_id, url=url, error={"kind": "given_up", "message": told}, attempts=attempts)
+
+
+def _tell(engine: Engine, task_id: str, *, url: str | None, error: object, attempts: int) -> None:
+    values = {"task_id": task_id, "ok": error is None, "url": url, "error": error, "attempts": attempts}
     engine.storage.write(callback_name(task_id), json.dumps(values, separators=(",", ":")).encode())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from html import escape
 
 from headgate.errors import ConfigurationError
 
@@ -66,7 +67,7 @@ def _of_environment(name: str) -> str:
 
 
 def redact(data: bytes, secrets: Iterable[Secret]) -> bytes:
-    """``data`` without the secrets, in every way that JSON and URLs can spell them."""
+    """``data`` without the secrets, in every way that JSON, URLs and HTML can spell them."""
     for part in sorted({part for secret in secrets for part in secret.parts()}, key=len, reverse=True):
         if len(part) >= LEAST_SECRET:
             data = re.sub("".join(map(_spellings, part)).encode(), b"***", data)
@@ -82,4 +83,6 @@ def _spellings(char: str) -> str:
     plain, code = re.escape(char), "".join(f"[{digit}{digit.upper()}]" for digit in f"{ord(char):02x}")
     escaped = rf"|\\+{plain}" if char in '"\\/' else ""
     space = r"|\+" if char == " " else ""
-    return rf"(?:{plain}|%{code}|\\+u00{code}{escaped}{space})"
+    name = escape(char) if char in "&<>" else {'"': "&quot;", "'": "&apos;"}.get(char)
+    entity = rf"&#0*{ord(char)};|&#[xX]0*{code};" + (f"|{name}" if name else "")
+    return rf"(?:{entity}|{plain}|%{code}|\\+u00{code}{escaped}{space})"

@@ -248,8 +248,8 @@ class _Table:
     def text(self, name: str, default: str | None = None) -> str:
         value = self._values.get(name, default)
         if value is None:
-            variable = "" if "." in self._where else f", in the file or in {PREFIX}{name.upper()}"
-            raise self.error(name, f"expected it to be set{variable}")
+            where = f", in {FILE}, in the file that {PREFIX}CONFIG names, or in {PREFIX}{name.upper()}"
+            raise self.error(name, f"expected it to be set{'' if self._where else where}")
         if not isinstance(value, str) or (default is None and not value):
             raise self.error(name, f"expected a text; got {_kind(value)}")
         return value
