@@ -11,7 +11,11 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	$$p -c '$(MIN)' 2>/dev/null && { echo $$p; break; }; done)
 
 # Tests whose programs share the machine by the clock: nothing else runs beside them.
-TIMED := tests/fleet tests/integrations/celery tests/integrations/mediator tests/strict tests/stores/test_shares.py
+TIMED := tests/fleet tests/strict tests/stores/test_shares.py tests/integrations/mediator/test_faults.py
+
+# All others, of which many wait for something most of the time. The longest files hold the fewest tests, and
+# would come last if they were put in order by number.
+MANY := -n 3 --dist loadfile --no-loadscope-reorder
 
 # ARGS may choose tests of one of the two runs only, for which pytest has a status of its own.
 NONE := [ $$? -eq 5 ]
@@ -29,7 +33,7 @@ run: $(READY)  ## summarise 1,000 articles through a rate-limited API on this ma
 	$(BIN)/python -m examples.articles.demo
 
 test: lint  ## what CI runs: lint, then every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TIMED:%=--ignore %) $(ARGS) || $(NONE)
+	$(BIN)/python -m pytest $(MANY) $(TIMED:%=--ignore %) $(ARGS) || $(NONE)
 	$(BIN)/python -m pytest $(TIMED) $(ARGS) || $(NONE)
 
 lint: $(READY)  ## ruff, mypy, import contracts

@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 from celery import group
 
-from tests.integrations.celery.workers import SECONDS, running, wait_until
+from tests.integrations.celery.workers import SECONDS, Place, running, wait_until
 from tests.servers.rabbitmq import RabbitMQServer
 
 pytestmark = pytest.mark.slow
+
+
+def repeated(place: Place) -> int:
+    """Runs of tasks that had run already."""
+    runs = Counter(line[1] for line in place.lines("call"))
+    return runs.total() - len(runs)
 
 
 # Redis as a broker gives messages of a killed worker to others every hundred seconds: too long for a test.
@@ -22,10 +28,11 @@ def test_a_worker_that_is_killed_loses_nothing(rabbitmq: RabbitMQServer, tmp_pat
         wait_until(lambda: len(place.lines("call")) >= 20)
         place.workers[0].kill()
         assert sorted(result.get(timeout=SECONDS) for result in done) == list(range(120))
-        repeated = Counter(line[1] for line in place.lines("call"))
-        assert sum(count - 1 for count in repeated.values()) <= 4, "what its four slots did at that moment"
+        assert repeated(place) <= 4, "what its four slots did at that moment"
 
 
+# A worker of Celery, of any program, that ends while it is busy may not acknowledge what its slots did last,
+# and then takes half a minute to end: celery#3802.
 def test_a_worker_that_ends_hands_over(tmp_path: Path) -> None:
     with running(tmp_path) as place:
         done = [place.program.call.delay(number) for number in range(100)]
@@ -33,7 +40,7 @@ def test_a_worker_that_ends_hands_over(tmp_path: Path) -> None:
         place.workers[0].process.send_signal(signal.SIGTERM)
         assert place.workers[0].process.wait(SECONDS) == 0
         assert sorted(result.get(timeout=SECONDS) for result in done) == list(range(100))
-        assert len(place.lines("call")) == 100
+        assert repeated(place) <= 4
 
 
 @pytest.mark.parametrize("pool", ["threads", "gevent", "solo"])
