@@ -11,8 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from signal import SIGINT, default_int_handler, getsignal, signal
-from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import click
@@ -20,7 +18,7 @@ import click
 from headgate.cli.operators import CONTEXT
 from headgate.errors import ConfigurationError, InvalidRequest, StorageError
 from headgate.progress.view import printable
-from headgate.runner.bell import Bell
+from headgate.runner.bell import Bell, Interrupts
 
 if TYPE_CHECKING:
     from headgate.integrations.celery.mediator.settings import Settings
@@ -107,50 +105,6 @@ class _Row(NamedTuple):
     fault: str = ""
 
 
-class _Interrupt:
-    """Ctrl-C, the first one, heard only while something is waited for: what is sent is told, once.
-
-    Does nothing where signals are not Python's to handle.
-    """
-
-    def __init__(self) -> None:
-        self.bell = Bell()
-        self._came = self._reads = self._is_ours = False
-
-    def __enter__(self) -> None:
-        if current_thread() is main_thread() and getsignal(SIGINT) is default_int_handler:
-            signal(SIGINT, self._handle)
-            self._is_ours = True
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_ours:
-            signal(SIGINT, default_int_handler)
-            self._is_ours = False
-
-    def wait(self) -> None:
-        """Until the bell is rung."""
-        self.bell.wait()
-        if self._came:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Something that may take for ever, and that no bell ends."""
-        self._reads = True
-        try:
-            if self._came:
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self._reads = False
-
-    def _handle(self, *_: object) -> None:
-        self._came = True
-        if self._reads:
-            raise KeyboardInterrupt
-        self.bell.ring()
-
-
 class _Submission:
     """A run of ``submit``: some requests at once, told in order."""
 
@@ -162,7 +116,8 @@ class _Submission:
         self._pending: deque[tuple[str, Future[Any]]] = deque()
         self._told_at = time.monotonic()
         self._shows = sys.stderr.isatty()
-        self._interrupt = _Interrupt()
+        self._bell = Bell()
+        self._interrupts = Interrupts(self._bell)
 
     def run(self, files: tuple[str, ...]) -> int:
         from kombu.exceptions import OperationalError
@@ -170,7 +125,7 @@ class _Submission:
         code = 0
         with ThreadPoolExecutor(AT_ONCE) as pool:
             try:
-                with self._interrupt:
+                with self._interrupts:  # heard only while something is waited for: what is sent is told, once
                     for file in files:
                         rows = _rows(file, self._largest)
                         while (row := self._next(rows)) is not None:
@@ -192,7 +147,7 @@ class _Submission:
         return code or (FAILED if self._counts["failed"] else 0)
 
     def _next(self, rows: Iterator[_Row]) -> _Row | None:
-        with self._interrupt.reading():
+        with self._interrupts.raising():
             return next(rows, None)
 
     def _begin(self, pool: ThreadPoolExecutor, row: _Row) -> None:
@@ -202,7 +157,7 @@ class _Submission:
         else:
             task_id = row.request.pop("task_id", None)
             future = pool.submit(self._submit, row.request, task_id)
-            future.add_done_callback(lambda _: self._interrupt.bell.ring())
+            future.add_done_callback(lambda _: self._bell.ring())
         self._pending.append((row.place, future))
         while len(self._pending) > AT_ONCE:
             self._end()
@@ -210,7 +165,9 @@ class _Submission:
     def _end(self) -> None:
         place, future = self._pending[0]
         while not future.done():
-            self._interrupt.wait()
+            self._bell.wait()
+            if self._interrupts.count:
+                raise KeyboardInterrupt
         try:
             done = future.result()
         except InvalidRequest as error:

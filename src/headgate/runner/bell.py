@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 
@@ -51,6 +53,7 @@ class Interrupts:
         self.bell = bell
         self.count = 0
         self._depth = 0
+        self._raises = False
 
     def __enter__(self) -> Interrupts:
         in_main = threading.current_thread() is threading.main_thread()
@@ -72,8 +75,19 @@ class Interrupts:
         """How many have entered it: they see to what is counted."""
         return self._depth
 
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """While something is waited for that no bell ends, the first one raises, too; also if it has come."""
+        self._raises = self._depth > 0
+        try:
+            if self._raises and self.count:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._raises = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        if self.count > 1:
+        if self.count > 1 or self._raises:
             raise KeyboardInterrupt
         self.bell.ring()
