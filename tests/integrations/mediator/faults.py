@@ -35,7 +35,8 @@ from tests.strict.scenarios import Server, strict_server
 SLOTS = 4
 SECONDS = 28
 """What the services take at full speed."""
-RATES = {"slow": 8, "fast": 16}
+RATES = {"slow": 4, "fast": 8}
+"""Calls a second: what four slots can make, so that a worker that starts anew is not missed meanwhile."""
 BURST = 8
 LATENCY_SECONDS = 0.15
 STILL_SECONDS = 0.4

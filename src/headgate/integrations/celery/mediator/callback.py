@@ -64,13 +64,16 @@ class GivenUp(Exception):
     """Nobody took it, and nothing more is tried."""
 
 
-def call_back(engine: Engine, task: Task, task_id: object, failed: int, since: float) -> None:
+def call_back(
+    engine: Engine, task: Task, task_id: object, failed: int, since: float, once_more: bool
+) -> None:
     """Have whoever asked for it called back, or write down why not.
 
     Args:
         task: bound to the message, ``since`` among its arguments.
         failed: attempts that have failed before, not counting those that found the host down.
         since: Unix time at which this was to be done first.
+        once_more: whether it may have been given up before.
 
     Raises:
         Again
@@ -103,7 +106,7 @@ def call_back(engine: Engine, task: Task, task_id: object, failed: int, since: f
         told, is_final, asked_us = type(error).__name__, False, None
     else:
         if reply.status < 300:
-            if engine.storage.exists(callback_name(task_id)):  # it had been given up before
+            if once_more and engine.storage.exists(callback_name(task_id)):
                 _tell(engine, task_id, url=shown, error=None, attempts=failed + 1)
             return
         told, is_final = f"HTTP {reply.status}", reply.status < 500 and reply.status not in WORTH_ANOTHER

@@ -73,18 +73,22 @@ def make_app(settings: Settings) -> Celery:
         def step() -> None:
             if steps.call(engine, self, task_id, failed, missing, retry_failed):
                 # What is done is told at once, and not behind all that is still to be done.
-                told = {"since": time.time()}
+                told = {"since": time.time(), "once_more": retry_failed}
                 app.send_task(CALL_BACK, args=[task_id], kwargs=told, queue=due_queue(app, settings.queue))
 
         _done(engine, self, lambda: _guarded(self, task_id, given, step))
 
-    def call_back(self: Task, task_id: str, failed: int = 0, since: float | None = None) -> None:
-        given = {"failed": failed, "since": time.time() if since is None else since}
+    def call_back(
+        self: Task, task_id: str, failed: int = 0, since: float | None = None, once_more: bool = False
+    ) -> None:
+        once_more = once_more or since is None  # by hand
+        begun = time.time() if since is None else since
+        given = {"failed": failed, "since": begun, "once_more": once_more}
         # It may be parked, and then comes again with its arguments as they stand there.
         self.request.args, self.request.kwargs = [task_id], given
 
         def step() -> None:
-            callback.call_back(engine, self, task_id, failed, given["since"])
+            callback.call_back(engine, self, task_id, failed, begun, once_more)
 
         _done(engine, self, lambda: _guarded(self, task_id, given, step))
 
